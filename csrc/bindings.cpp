@@ -1,0 +1,23 @@
+// The module synthfast._C: the schema of every operation, grouped by domain. Importing it registers the CPU kernels;
+// synthfast._cuda adds the CUDA ones. Both use torch's stable ABI only, so one build serves torch 2.11 and newer.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(synthfast, m) {
+  // sampling
+  m.def("philox_normal_(Tensor(a!) out, Tensor index, SymInt seed, SymInt stream, SymInt step) -> ()");
+  m.def("philox_uniform_(Tensor(a!) out, Tensor index, SymInt seed, SymInt stream, SymInt step) -> ()");
+  m.def(
+      "solver_step(Tensor x, Tensor model_output, Tensor coefficients, Tensor index, SymInt seed, SymInt step, "
+      "Tensor? unconditional=None, Tensor? previous=None) -> (Tensor, Tensor)");
+  m.def(
+      "solver_step_(Tensor(a!) x, Tensor model_output, Tensor coefficients, Tensor index, SymInt seed, SymInt step, "
+      "Tensor? unconditional=None, Tensor(b!)? history=None) -> ()");
+  m.def("quantize_uint8(Tensor x) -> Tensor");
+}
+
+namespace {
+PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "_C", "CPU kernels of synthfast", -1, nullptr};
+}
+
+PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&module_definition); }

@@ -1,0 +1,164 @@
+"""Files that a stage leaves behind: atomic writes, hashes, JSON, safetensors weights.
+
+A file is written under a temporary name in its own folder, flushed to disk and renamed, so a reader sees the old
+content or the new one and never a part. Weights are safetensors; a pickle is refused unless the caller asks for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from synthfast.errors import SynthfastError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def os_error(path: str | os.PathLike, error: OSError, hint: str = "") -> SynthfastError:
+    """One line for a file system error on ``path``: what happened, where, and ``hint`` for what to do."""
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file size limit is reached",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOENT: "no such file or folder",
+        errno.ENOTDIR: "a part of the path is not a folder",
+        errno.EISDIR: "a file was expected, a folder was found",
+        errno.ENAMETOOLONG: "the name is too long",
+    }
+    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    return SynthfastError(f"{path}: {reason}" + (f"; {hint}" if hint else ""))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(path: Path) -> Path:
+    """The temporary name, in the same folder, under which ``path`` is written. One writer per path at a time."""
+    return path.with_name(TEMPORARY_PREFIX + path.name)
+
+
+def commit_temporary(path: Path) -> None:
+    """Rename the finished temporary file of ``path`` to its final name, durably."""
+    os.replace(temporary_path(path), path)
+    fsync_folder(path.parent)
+
+
+def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` to ``path``: temporary name, flush, fsync, rename. Raises SynthfastError in one line."""
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        commit_temporary(path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass  # the first error is the one to report
+        raise os_error(path, error) from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """Canonical JSON: two-space indent, key order as given, a newline at the end; NaN and infinity are refused."""
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write ``value`` as canonical JSON, atomically."""
+    atomic_write_bytes(path, json_bytes(value))
+
+
+def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
+    """Read a JSON object. ``what`` names the file's role in the one-line errors ("manifest", "checkpoint")."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SynthfastError(f"{path}: no {what} here; check the path") from error
+    except UnicodeDecodeError as error:
+        raise SynthfastError(f"{path}: the {what} is not UTF-8 text; restore or remake it") from error
+    except OSError as error:
+        raise os_error(path, error) from error
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SynthfastError(f"{path}: the {what} is not valid JSON ({error}); restore or remake it") from error
+    if not isinstance(value, dict):
+        raise SynthfastError(f"{path}: the {what} must be a JSON object, found {type(value).__name__}")
+    return value
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise os_error(path, error) from error
+    return digest.hexdigest()
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, atomically. Channels-last weights are stored in their logical order."""
+    from safetensors.torch import save
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write_bytes(path, save(plain, metadata=metadata))
+
+
+def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Read named tensors from safetensors; from a ``.pt``/``.pth``/``.bin`` pickle only with ``allow_pickle``.
+
+    A pickle goes through ``torch.load(weights_only=True)``, which runs no code of the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SynthfastError(f"{path}: no weights here, expected a safetensors file; check the path")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if not allow_pickle:
+        raise SynthfastError(
+            f"{path}: weights of kind '{path.suffix}' are pickles, which are refused; "
+            "convert the file to safetensors, or pass --allow-pickle if you trust it"
+        )
+    import pickle
+
+    import torch
+
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SynthfastError(f"{path}: not a file of plain tensors ({reason}); convert it to safetensors") from error
+    if not isinstance(value, dict) or not all(isinstance(item, torch.Tensor) for item in value.values()):
+        raise SynthfastError(f"{path}: expected a dictionary of tensors, found {type(value).__name__}")
+    return value
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SynthfastError(f"{path}: not a valid safetensors file ({error}); restore or remake it") from error
+    except OSError as error:
+        raise os_error(path, error) from error

@@ -1,0 +1,251 @@
+"""``manifest.json`` of a shard folder: what was asked for, and what each shard file must be.
+
+    {"format": 1,
+     "complete": true,
+     "request": {"n": 100000, "shape": [8, 8, 1], "classes": 10, "shard_size": 50000, ...},
+     "shards": [{"index": 0, "first": 0, "count": 50000,
+                 "images": {"file": "shard-000000.images.npy", "sha256": "...", "bytes": 3200128},
+                 "labels": {"file": "shard-000000.labels.npy", "sha256": "...", "bytes": 400128}}, ...]}
+
+``request`` is the sampler's: everything on which the content depends, as plain JSON values in a fixed order. Only
+``n``, ``shape``, ``classes`` (null: no labels) and ``shard_size`` mean something here: which shard holds which images.
+While the folder is being written ``complete`` is false, ``shards`` is empty, and each finished shard has its entry in
+a file of its own, ``shard-000000.json``. Nothing in the manifest depends on the time, so equal requests leave equal
+bytes. A manifest from elsewhere is not trusted: every key is checked, and file names must be the ones above.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synthfast.artifacts import os_error, read_json
+from synthfast.errors import SynthfastError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_ABSENT = object()
+
+
+class Span(NamedTuple):
+    """One shard's place in the set: images ``first`` to ``first + count - 1``."""
+
+    index: int
+    first: int
+    count: int
+
+    @property
+    def images_file(self) -> str:
+        return f"shard-{self.index:06d}.images.npy"
+
+    @property
+    def labels_file(self) -> str:
+        return f"shard-{self.index:06d}.labels.npy"
+
+    @property
+    def sidecar_file(self) -> str:
+        return f"shard-{self.index:06d}.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The request of a manifest; ``values`` is the whole of it, the properties are what shards are cut by."""
+
+    values: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        return self.values["n"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.values["shape"])
+
+    @property
+    def classes(self) -> int | None:
+        return self.values["classes"]
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.n // self.values["shard_size"])
+
+    def span(self, index: int) -> Span:
+        size = self.values["shard_size"]
+        return Span(index, index * size, min(size, self.n - index * size))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Request:
+        """Check the keys that matter here; ``where`` starts the one-line errors."""
+        for key in ("n", "shard_size"):
+            if _take(values, key, int, where) < 1:
+                raise SynthfastError(f"{where}: '{key}' must be at least 1, found {values[key]}")
+        shape = _take(values, "shape", list, where)
+        if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+            raise SynthfastError(f"{where}: 'shape' must be three positive integers [H, W, C], found {_show(shape)}")
+        if values.get("classes", _ABSENT) is not None and _take(values, "classes", int, where) < 1:
+            raise SynthfastError(f"{where}: 'classes' must be null or at least 1, found {values['classes']}")
+        return cls(dict(values))
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    file: str
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], file: str, where: str) -> ShardFile:
+        name, digest = _take(value, "file", str, where), _take(value, "sha256", str, where)
+        if name != file:
+            raise SynthfastError(f"{where}: the file must be called {file}, found {_show(name)}")
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise SynthfastError(f"{where}: 'sha256' must be 64 hexadecimal digits, found {_show(digest)}")
+        return cls(name, digest, _take(value, "bytes", int, where))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A finished shard: its place and its files."""
+
+    span: Span
+    images: ShardFile
+    labels: ShardFile | None
+
+    @property
+    def files(self) -> tuple[ShardFile, ...]:
+        return (self.images,) if self.labels is None else (self.images, self.labels)
+
+    @classmethod
+    def parse(cls, value: Any, request: Request, index: int, where: str) -> ShardEntry:
+        if not isinstance(value, dict):
+            raise SynthfastError(f"{where}: a shard must be an object, found {_show(value)}")
+        span = request.span(index)
+        for key, expected in span._asdict().items():
+            if _take(value, key, int, where) != expected:
+                raise SynthfastError(f"{where}: '{key}' must be {expected}, found {value[key]}")
+        images = ShardFile.parse(_take(value, "images", dict, where), span.images_file, f"{where}.images")
+        if request.classes is not None:
+            labels = ShardFile.parse(_take(value, "labels", dict, where), span.labels_file, f"{where}.labels")
+        elif value.get("labels", _ABSENT) is None:
+            labels = None
+        else:
+            raise SynthfastError(f"{where}: 'labels' must be null in a set without classes")
+        return cls(span, images, labels)
+
+    def to_json(self) -> dict[str, Any]:
+        labels = None if self.labels is None else self.labels.to_json()
+        return {**self.span._asdict(), "images": self.images.to_json(), "labels": labels}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``shards`` has every shard of a complete set, and is empty while the set is being written."""
+
+    request: Request
+    shards: tuple[ShardEntry, ...] = ()
+    complete: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        shards = [entry.to_json() for entry in self.shards]
+        return {"format": FORMAT, "complete": self.complete, "request": self.request.values, "shards": shards}
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read and check ``folder``'s manifest, not the shards themselves."""
+        where = str(folder / MANIFEST)
+        value = read_json(folder / MANIFEST, "shard manifest")
+        version = _take(value, "format", int, where)
+        if version > FORMAT:
+            raise SynthfastError(
+                f"{where}: format {version} is newer than this synthfast reads ({FORMAT}); upgrade synthfast"
+            )
+        if version < 1:
+            raise SynthfastError(f"{where}: 'format' must be 1 or more, found {version}; restore or remake the folder")
+        complete, shards = _take(value, "complete", bool, where), _take(value, "shards", list, where)
+        request = Request.parse(_take(value, "request", dict, where), f"{where}: request")
+        expected = request.shard_count if complete else 0
+        if len(shards) != expected:
+            raise SynthfastError(
+                f"{where}: 'shards' must have {expected} entries, found {len(shards)}; restore the file"
+            )
+        entries = (
+            ShardEntry.parse(shard, request, index, f"{where}: shards[{index}]") for index, shard in enumerate(shards)
+        )
+        return cls(request, tuple(entries), complete)
+
+
+def shard_path(folder: Path, file: ShardFile) -> Path:
+    """The path of a shard's file after checking that it is a plain file of the right size within ``folder``."""
+    path = folder / file.file
+    try:
+        if os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+            raise SynthfastError(f"{path}: a link that leads out of the folder; put the file itself there")
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise SynthfastError(f"{path}: missing; run the same sample command again to make it again") from error
+    except OSError as error:
+        raise os_error(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SynthfastError(f"{path}: expected a file, found something else; remove it")
+    if status.st_size != file.bytes:
+        raise SynthfastError(
+            f"{path}: expected {file.bytes} bytes, found {status.st_size}; "
+            "run the same sample command again to make it again"
+        )
+    return path
+
+
+def finished_shards(folder: Path, manifest: Manifest) -> dict[int, ShardEntry]:
+    """The shards that are recorded as finished: all of a complete set, else those with a valid sidecar."""
+    if manifest.complete:
+        return {entry.span.index: entry for entry in manifest.shards}
+    entries = {}
+    for sidecar in sorted(folder.glob("shard-*.json")):
+        match = re.fullmatch(r"shard-(\d{6,})\.json", sidecar.name)
+        index = int(match[1]) if match else manifest.request.shard_count
+        if index >= manifest.request.shard_count or sidecar.name != manifest.request.span(index).sidecar_file:
+            continue
+        try:
+            entries[index] = ShardEntry.parse(read_json(sidecar, "shard entry"), manifest.request, index, str(sidecar))
+        except SynthfastError:
+            continue  # not a finished shard: the next run of the sampler makes it again
+    return entries
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, str, str] | None:
+    """The first key, in the old order, at which two JSON values differ, with both values as text; None if none does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            path = f"{key}.{name}" if key else name
+            difference = first_difference(old.get(name, _ABSENT), new.get(name, _ABSENT), path)
+            if difference:
+                return difference
+        return None
+    if old == new and isinstance(old, bool) == isinstance(new, bool):
+        return None
+    return key, _show(old), _show(new)
+
+
+def _take(value: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in value:
+        raise SynthfastError(f"{where}: key '{key}' is missing; restore or remake the folder")
+    if type(value[key]) is not kind:  # not isinstance: true is no integer here
+        names = {int: "an integer", str: "a string", bool: "true or false", list: "a list", dict: "an object"}
+        raise SynthfastError(f"{where}: '{key}' must be {names[kind]}, found {_show(value[key])}")
+    return value[key]
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

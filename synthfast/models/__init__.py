@@ -1,0 +1,15 @@
+"""Generators and classifiers, and readers of published weights."""
+
+from __future__ import annotations
+
+from synthfast.models.diffusers_format import load_diffusers_unet, read_scheduler_config, resolve_model_folder
+from synthfast.models.unet import UNet2D, UNet2DConfig, small_unet_config
+
+__all__ = [
+    "UNet2D",
+    "UNet2DConfig",
+    "load_diffusers_unet",
+    "read_scheduler_config",
+    "resolve_model_folder",
+    "small_unet_config",
+]
