@@ -112,8 +112,8 @@ class ArrayImages(ImageSet):
         part_of = np.searchsorted(self._ends, indices, side="right")
         order = np.argsort(part_of, kind="stable")
         used, starts = np.unique(part_of[order], return_index=True)
-        for number, slots in zip(used, np.split(order, starts[1:]), strict=True):
-            part = self._parts[number]
+        for number, start, stop in zip(used, starts, [*starts[1:], len(order)], strict=False):
+            part, slots = self._parts[number], order[start:stop]
             rows[slots] = part[indices[slots] - (self._ends[number] - len(part))]
         if self._planar is None:
             return rows
@@ -128,7 +128,7 @@ def checked_labels(labels: np.ndarray, count: int, classes: int | None, name: st
         raise SynthfastError(
             f"{name}: labels must be integers [{count}], one per image, found {found}; check the source"
         )
-    labels = labels.astype(np.int64, copy=False)
+    labels = np.ascontiguousarray(labels, np.int64)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         limit = "0 or more" if classes is None else f"in [0, {classes - 1}]"

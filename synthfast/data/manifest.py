@@ -30,6 +30,7 @@ from synthfast.errors import SynthfastError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MOST_CLASSES = 1_000_000  # tables are made with a row per class: a hostile manifest must not choose their size
 _ABSENT = object()
 
 
@@ -88,8 +89,8 @@ class Request:
         shape = _take(values, "shape", list, where)
         if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
             raise SynthfastError(f"{where}: 'shape' must be three positive integers [H, W, C], found {_show(shape)}")
-        if values.get("classes", _ABSENT) is not None and _take(values, "classes", int, where) < 1:
-            raise SynthfastError(f"{where}: 'classes' must be null or at least 1, found {values['classes']}")
+        if values.get("classes", _ABSENT) is not None and not 1 <= _take(values, "classes", int, where) <= MOST_CLASSES:
+            raise SynthfastError(f"{where}: 'classes' must be null or 1 to {MOST_CLASSES}, found {values['classes']}")
         return cls(dict(values))
 
 

@@ -175,7 +175,7 @@ def open_imagenet(wanted: Wanted) -> ImageSet:
     where = " and ".join(str(place) for place in places[:2])
     raise SynthfastError(
         f"imagenet: found neither {part}/<wnid>/*.JPEG nor {files[0]} in {where}; "
-        "get it from image-net.org and pass its folder as --data-dir"
+        "it has no free download: get it from image-net.org and pass its folder as --data-dir"
     )
 
 

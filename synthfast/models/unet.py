@@ -26,9 +26,10 @@ __all__ = ["UNet2D", "UNet2DConfig", "small_unet_config"]
 class UNet2D(nn.Module):
     """Maps a noisy image, a time and (if the configuration says so) a label to an image of the same size.
 
-    ``state_dict()`` has the keys and shapes of diffusers' ``UNet2DModel`` with the same configuration. Convolution
-    weights are kept in channels_last memory. A new model has PyTorch's default initialisation, drawn from the global
-    generator; to train from scratch call :meth:`init_weights`, which depends on its seed alone.
+    ``state_dict()`` has the keys and shapes of diffusers' ``UNet2DModel`` with the same configuration.
+    Convolution weights are kept in channels_last memory. A new model has PyTorch's default initialisation,
+    drawn from the global generator; to train from scratch call :meth:`init_weights`, which depends on its
+    seed alone.
     """
 
     def __init__(self, config: UNet2DConfig) -> None:
@@ -48,12 +49,12 @@ class UNet2D(nn.Module):
 
         self.down_blocks = nn.ModuleList()
         for i, block_type in enumerate(config.down_block_types):
-            self.down_blocks.append(
-                DownBlock(config, channels[max(i - 1, 0)], channels[i], block_type == "AttnDownBlock2D", i < last)
-            )
+            attention = block_type == "AttnDownBlock2D"
+            above = channels[max(i - 1, 0)]
+            self.down_blocks.append(DownBlock(config, above, channels[i], attention, downsample=i < last))
         self.mid_block = None if config.mid_block_type is None else MidBlock(config)
         self.up_blocks = nn.ModuleList()
-        for i, block_type in zip(range(last, -1, -1), config.up_block_types):
+        for i, block_type in zip(range(last, -1, -1), config.up_block_types, strict=True):
             attention = block_type == "AttnUpBlock2D"
             above, below = channels[max(i - 1, 0)], channels[min(i + 1, last)]
             self.up_blocks.append(UpBlock(config, below, above, channels[i], attention, upsample=i > 0))
@@ -70,12 +71,12 @@ class UNet2D(nn.Module):
     def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """One evaluation of the network.
 
-        x: [N, in_channels, H, W], any float type and memory layout; H and W multiples of ``downsampling_factor``.
+        x: [N, in_channels, H, W], any float type and layout; H and W multiples of ``downsampling_factor``.
         t: number, tensor [] or tensor [N], integer or continuous (above 0 for a Fourier embedding). Under
            torch.compile pass a tensor: a Python number is compiled in, and each new one compiles again.
         labels: int64 [N] in [0, num_class_embeds); numbers [N] for class_embed_type "timestep"; vectors
            [N, embedding_dim] for "identity"; None for a model without labels.
-        Returns [N, out_channels, H, W] in channels_last memory and the type of x, whatever the weights' type is.
+        Returns [N, out_channels, H, W] in channels_last memory and the type of x, not of the weights.
 
         Raises SynthfastError for an image size that does not divide, or labels missing or not wanted.
         """
@@ -104,10 +105,10 @@ class UNet2D(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> UNet2D:
-        """Initialise for training, from ``seed`` alone (the global generator is not touched); returns the model.
+        """Initialise for training, from ``seed`` alone and not the global generator; returns the model.
 
-        Weights uniform with variance 2 / (fan_in + fan_out), biases 0, as in DDPM (Ho et al. 2020); class embeddings
-        N(0, 1), Fourier frequencies N(0, 16^2); then :meth:`zero_init`.
+        Weights uniform with variance 2 / (fan_in + fan_out), biases 0, as in DDPM (Ho et al. 2020); class
+        embeddings N(0, 1), Fourier frequencies N(0, 16^2); then :meth:`zero_init`.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -128,8 +129,8 @@ class UNet2D(nn.Module):
     def zero_init(self) -> UNet2D:
         """Set the last layer of each residual branch and of the network to zero; returns the model.
 
-        Training then starts from residual blocks that pass their input through and an output of 0 (DDPM's and ADM's
-        initialisation).
+        Training then starts from residual blocks that pass their input through and an output of 0 (DDPM's and
+        ADM's initialisation).
         """
         last_layers = [self.conv_out]
         last_layers += [module.conv2 for module in self.modules() if isinstance(module, ResnetBlock)]
@@ -148,15 +149,19 @@ class UNet2D(nn.Module):
         factor = config.downsampling_factor
         if x.shape[2] % factor or x.shape[3] % factor:
             raise SynthfastError(
-                f"the U-Net halves images {len(config.block_out_channels) - 1} times, so height and width must be "
-                f"multiples of {factor}; found {x.shape[2]} x {x.shape[3]}: resize or pad the images"
+                f"the U-Net halves images {len(config.block_out_channels) - 1} times, so height and width "
+                f"must be multiples of {factor}; found {x.shape[2]} x {x.shape[3]}: resize or pad the images"
             )
         if labels is None and config.takes_labels:
-            raise SynthfastError("the U-Net is class-conditional and needs a label for each image; found none")
+            raise SynthfastError(
+                "the U-Net is class-conditional and needs a label for each image; found none"
+            )
         if labels is not None and not config.takes_labels:
             raise SynthfastError("the U-Net is not class-conditional and takes no labels; leave them out")
         if labels is not None and labels.shape[0] != x.shape[0]:
-            raise SynthfastError(f"the U-Net needs one label for each of {x.shape[0]} images; found {labels.shape[0]}")
+            raise SynthfastError(
+                f"the U-Net needs one label for each of {x.shape[0]} images; found {labels.shape[0]}"
+            )
 
     def _time(self, x: Tensor, t: Tensor | float) -> Tensor:
         """t as float32 [1] or [N]; one time for all stays one row, so that its embedding is computed once."""

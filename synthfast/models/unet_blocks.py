@@ -1,7 +1,7 @@
 """Parts of the U-Net.
 
-Tensors [N, C, H, W] stay in channels_last memory from block to block. Sub-module names are those of diffusers, so that
-its published weights load without renaming.
+Tensors [N, C, H, W] stay in channels_last memory from block to block. Sub-module names are those of
+diffusers, so that its published weights load without renaming.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GroupNormAct(nn.GroupNorm):
         self.activation = ACTIVATIONS[act_fn]
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W]; scale and shift [N or 1, C, 1, 1], given together: act(norm(x) * (1 + scale) + shift)."""
+        """x [N, C, H, W]; scale, shift [N or 1, C, 1, 1] or neither -> act(norm(x) * (1 + scale) + shift)."""
         x = super().forward(x)
         if scale is not None:
             x = torch.addcmul(shift, x, 1 + scale)
@@ -41,9 +41,10 @@ class GroupNormAct(nn.GroupNorm):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of t at geometrically spaced frequencies (Ho et al. 2020, https://arxiv.org/abs/2006.11239).
+    """Sines and cosines of t at geometrically spaced frequencies.
 
-    Frequency i of the n = dim // 2 is 10000 ** (-i / (n - freq_shift)).
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239. With n = dim // 2 frequency i is
+    10000 ** (-i / (n - freq_shift)).
     """
 
     def __init__(self, dim: int, freq_shift: float, flip_sin_to_cos: bool) -> None:
@@ -63,7 +64,10 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Sines and cosines of log t at fixed random frequencies (Song et al. 2021, https://arxiv.org/abs/2011.13456)."""
+    """Sines and cosines of log t at fixed random frequencies.
+
+    Song et al. 2021, https://arxiv.org/abs/2011.13456.
+    """
 
     weight: Tensor
 
@@ -79,8 +83,8 @@ class FourierEmbedding(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourierEmbedding:
-        # Phases reach hundreds of radians, so frequencies rounded to half precision would be other frequencies:
-        # follow a move to another device, never one to another precision.
+        # Phases reach hundreds of radians, so frequencies rounded to half precision would be other
+        # frequencies: follow a move to another device, never one to another precision.
         exact = self.weight
         super()._apply(fn, recurse)
         if self.weight.dtype != exact.dtype:
@@ -89,7 +93,7 @@ class FourierEmbedding(nn.Module):
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, Linear: turns sines and cosines into the embedding that conditions the residual blocks."""
+    """Linear, SiLU, Linear: from sines and cosines to the embedding that conditions the residual blocks."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -103,8 +107,8 @@ class EmbeddingMLP(nn.Module):
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions with a skip; optionally halves or doubles the resolution in between.
 
-    The embedding enters after the first convolution: added before the second normalisation ("default"), or as scale and
-    shift after it ("scale_shift").
+    The embedding enters after the first convolution: added before the second normalisation ("default"), or as
+    scale and shift after it ("scale_shift").
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class ResnetBlock(nn.Module):
             scale, shift = condition.chunk(2, dim=1)
             h = self.norm2(h, scale, shift)
         else:
-            # In place here and below: no gradient needs a convolution's output, and a new tensor costs memory traffic.
+            # In place here and below: no gradient needs a convolution's output, and a new tensor costs time.
             h = self.norm2(h.add_(condition))
         h = self.conv2(self.dropout(h))
         h += x if self.conv_shortcut is None else self.conv_shortcut(x)
@@ -166,7 +170,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
         h = x if self.group_norm is None else self.group_norm(x)
-        tokens = h.flatten(2).transpose(1, 2)  # [N, H * W, C]: a view of channels_last memory, as are those below
+        tokens = h.flatten(2).transpose(
+            1, 2
+        )  # [N, H * W, C]: a view of channels_last memory, as are those below
         q, k, v = (
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
@@ -212,7 +218,7 @@ def halve(x: Tensor) -> Tensor:
 
 
 class DownBlock(nn.Module):
-    """Residual blocks (with attention after each, if asked for) at one resolution, then the step to the next lower."""
+    """Residual blocks at one resolution, each with attention if asked for, then the step to the lower one."""
 
     def __init__(
         self, config: UNet2DConfig, in_channels: int, out_channels: int, attention: bool, downsample: bool
@@ -243,19 +249,23 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks at the lowest resolution, with attention between them if the configuration asks for it."""
+    """Two residual blocks at the lowest resolution, with attention between them if asked for."""
 
     def __init__(self, config: UNet2DConfig) -> None:
         super().__init__()
         channels = config.block_out_channels[-1]
         scale = config.mid_block_scale_factor
-        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, output_scale=scale) for _ in range(2))
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, channels, channels, output_scale=scale) for _ in range(2)
+        )
         groups = config.attn_norm_num_groups
         if groups is None and config.resnet_time_scale_shift == "default":
             groups = config.norm_num_groups
         self.attentions = nn.ModuleList()
         if config.add_attention:
-            self.attentions.append(Attention(channels, config.attention_head_dim, groups, config.norm_eps, scale))
+            self.attentions.append(
+                Attention(channels, config.attention_head_dim, groups, config.norm_eps, scale)
+            )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.resnets[0](x, embedding)
@@ -265,7 +275,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks that take in the skips of one resolution, last first, then the step to the next higher."""
+    """Residual blocks that take in one resolution's skips, last first, then the step to the next higher."""
 
     def __init__(
         self,
@@ -276,13 +286,15 @@ class UpBlock(nn.Module):
         attention: bool,
         upsample: bool,
     ) -> None:
-        """``skip_channels``: of the last skip, which came from the resolution above; the others have out_channels."""
+        """``skip_channels``: of the last skip, from the resolution above; the others have out_channels."""
         super().__init__()
         layers = config.layers_per_block + 1
         self.resnets = nn.ModuleList()
         for i in range(layers):
             skip = skip_channels if i == layers - 1 else out_channels
-            self.resnets.append(ResnetBlock(config, (in_channels if i == 0 else out_channels) + skip, out_channels))
+            self.resnets.append(
+                ResnetBlock(config, (in_channels if i == 0 else out_channels) + skip, out_channels)
+            )
         self.attentions = _attentions(config, out_channels, layers if attention else 0)
         self.upsamplers = nn.ModuleList()
         if upsample and attention and config.upsample_type == "resnet":
@@ -303,5 +315,6 @@ class UpBlock(nn.Module):
 
 def _attentions(config: UNet2DConfig, channels: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(
-        Attention(channels, config.attention_head_dim, config.norm_num_groups, config.norm_eps) for _ in range(count)
+        Attention(channels, config.attention_head_dim, config.norm_num_groups, config.norm_eps)
+        for _ in range(count)
     )

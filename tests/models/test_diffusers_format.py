@@ -241,7 +241,14 @@ def test_old_attention_names(small, tmp_path):
 def test_dtype(small, tmp_path):
     save(small.half(), tmp_path)
     assert load_diffusers_unet(tmp_path).conv_in.weight.dtype == torch.float32
-    assert load_diffusers_unet(tmp_path, dtype=torch.bfloat16).conv_in.weight.dtype == torch.bfloat16
+    low = load_diffusers_unet(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert low.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+    fourier = UNet2D(UNet2DConfig.from_dict(FOURIER))
+    save(fourier, tmp_path / "fourier")
+    low = load_diffusers_unet(tmp_path / "fourier", dtype=torch.bfloat16)
+    assert torch.equal(low.time_proj.weight, fourier.time_proj.weight), "frequencies must stay exact"
 
 
 def drop(weights):
@@ -261,7 +268,10 @@ def reshape(weights):
     [
         (drop, r"2 of \d+ missing, first conv_in.weight"),
         (add, r"1 of \d+ unexpected, first extra.weight"),
-        (reshape, r"1 of \d+ of another shape, first conv_in.weight \(expected \[32, 3, 3, 3\], found \[3, 3\]\)"),
+        (
+            reshape,
+            r"1 of \d+ of another shape, first conv_in.weight \(expected \[32, 3, 3, 3\], found \[3, 3\]\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(small, tmp_path, damage, words):
@@ -298,6 +308,8 @@ def test_damaged_and_missing_files(small, tmp_path):
     index = tmp_path / (WEIGHTS + ".index.json")
     index.write_text("{}")
     assert_one_line("no weight_map", load_diffusers_unet, tmp_path)
+    index.write_text('{"weight_map": {"conv_in.weight": 1}}')
+    assert_one_line("no weight_map", load_diffusers_unet, tmp_path)
     index.write_text('{"weight_map": {"conv_in.weight": "../other.safetensors"}}')
     assert_one_line("same folder", load_diffusers_unet, tmp_path)
     index.write_text('{"weight_map": {"conv_in.weight": "other.safetensors"}}')
@@ -318,6 +330,8 @@ def test_pickled_weights(small, tmp_path, capfd):
     assert_same_weights(load_diffusers_unet(tmp_path, allow_pickle=True), small)
     torch.save({"conv_in.weight": Unsafe()}, pickled)
     assert_one_line("cannot read", load_diffusers_unet, tmp_path, allow_pickle=True)
+    torch.save([1, 2], pickled)
+    assert_one_line("no state dict", load_diffusers_unet, tmp_path, allow_pickle=True)
     pickled.write_bytes(b"not a pickle")
     assert_one_line("cannot read", load_diffusers_unet, tmp_path, allow_pickle=True)
     assert "code in a pickle ran" not in capfd.readouterr().out
@@ -361,7 +375,9 @@ def test_hub_without_network_or_library(monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("cannot reach the hub\nand a second line")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    assert_one_line("cannot reach the hub.*download the model elsewhere", load_diffusers_unet, "someone/some-model")
+    assert_one_line(
+        "cannot reach the hub.*download the model elsewhere", load_diffusers_unet, "someone/some-model"
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert_one_line("pip install huggingface_hub", load_diffusers_unet, "someone/some-model")
     assert_one_line("no model folder", load_diffusers_unet, "./someone/some-model")
