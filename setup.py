@@ -21,7 +21,16 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch 2.11
 # -fno-wrapv: Python's own build flags bring -fwrapv, under which the loops do not vectorise (4.5 times slower normals).
 # No contraction into fused multiply-adds, so that every CPU variant and the GPU give the same bits; no errno and no
 # floating point traps, without which square roots and selects do not vectorise. No fast-math: bounds must hold exactly.
-CXX = ["-std=c++20", "-O3", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-maybe-uninitialized"]
+CXX = [
+    "-std=c++20",
+    "-O3",
+    "-fno-wrapv",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wno-maybe-uninitialized",
+]
 NVCC = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v"]
 
 
@@ -46,7 +55,9 @@ def cuda_obstacle(toolkit: Path | None) -> str | None:
         return "not built: this torch has no CUDA"
     if toolkit is None or not (toolkit / "bin" / "nvcc").exists():
         return "not built: no nvcc found (set CUDA_HOME)"
-    version = subprocess.run([toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run(
+        [toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=False
+    ).stdout
     found = re.search(r"release (\d+)\.(\d+)", version)
     if found is None or found.group(1) != torch.version.cuda.split(".")[0]:
         release = found.group(0) if found else "unknown"
@@ -70,10 +81,16 @@ def main() -> None:
     print(f"synthfast: CPU kernels: built; CUDA kernels: {cuda_fact}", file=sys.stderr)
 
     cpu_sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp") if path.name != "host.cpp")
-    headers = sorted(str(path) for path in Path("csrc").rglob("*.h")) + sorted(str(p) for p in Path("csrc").rglob("*.cuh"))
+    headers = sorted(str(path) for path in Path("csrc").rglob("*.h")) + sorted(
+        str(p) for p in Path("csrc").rglob("*.cuh")
+    )
     extensions = [
         CppExtension(
-            "synthfast._C", cpu_sources, depends=headers, extra_compile_args={"cxx": CXX + STABLE_ABI}, py_limited_api=True
+            "synthfast._C",
+            cpu_sources,
+            depends=headers,
+            extra_compile_args={"cxx": CXX + STABLE_ABI},
+            py_limited_api=True,
         ),
         Extension(
             "synthfast._host",

@@ -162,3 +162,66 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         raise SynthfastError(f"{path}: not a valid safetensors file ({error}); restore or remake it") from error
     except OSError as error:
         raise os_error(path, error) from error
+
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_CONFIG = "config.json"
+CHECKPOINT_WEIGHTS = "model.safetensors"
+
+
+def save_checkpoint(folder: str | os.PathLike, kind: str, config: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Write a checkpoint folder: ``model.safetensors``, then ``config.json`` with its SHA-256.
+
+    Args:
+        folder: made if missing.
+        kind: what the weights are, such as "diffusion" or "classifier".
+        config: JSON values that rebuild the model.
+        tensors: the weights by name.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    weights = folder / CHECKPOINT_WEIGHTS
+    save_tensors(weights, tensors)
+    header = {"format": CHECKPOINT_FORMAT, "kind": kind, "sha256": sha256_file(weights)}
+    atomic_write_json(folder / CHECKPOINT_CONFIG, {**header, **config})
+
+
+def read_checkpoint_config(folder: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder, after checking its format and ``kind``."""
+    path = Path(folder) / CHECKPOINT_CONFIG
+    config = read_json(path, "checkpoint")
+    version = config.get("format")
+    if type(version) is not int or version < 1:
+        raise SynthfastError(
+            f"{path}: not a synthfast checkpoint, 'format' must be {CHECKPOINT_FORMAT}, found {version!r}"
+        )
+    if version > CHECKPOINT_FORMAT:
+        raise SynthfastError(
+            f"{path}: format {version} is newer than this synthfast reads ({CHECKPOINT_FORMAT}); upgrade synthfast"
+        )
+    if config.get("kind") != kind:
+        raise SynthfastError(
+            f"{path}: expected a checkpoint of kind '{kind}', found {config.get('kind')!r}; check the path"
+        )
+    return config
+
+
+def load_checkpoint(folder: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the weights of a checkpoint folder; the weights must have the recorded SHA-256."""
+    config = read_checkpoint_config(folder, kind)
+    weights = Path(folder) / CHECKPOINT_WEIGHTS
+    tensors = load_tensors(weights)
+    found = sha256_file(weights)
+    if config.get("sha256") != found:
+        raise SynthfastError(
+            f"{weights}: expected SHA-256 {config.get('sha256')}, found {found}; restore the file or train again"
+        )
+    return config, tensors
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; one-line error if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_error(folder, error, "choose another --out") from error

@@ -1,1 +1,6 @@
-"""Package data: the embedded default data set and model. README.md beside this file says where each comes from."""
+"""Data that ships with the package: the handwritten digits and a generator trained on 500 of them. See README.md here."""
+
+from pathlib import Path
+
+DIGITS = Path(__file__).parent / "digits.npz"
+DIGITS_GENERATOR = Path(__file__).parent / "digits"

@@ -197,7 +197,7 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
 
     if image.size != (size, size):
         shorter = min(image.size)
-        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+        width, height = (round(side * size / shorter) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return _centre(image, size)
 

@@ -7,8 +7,8 @@ unconditional, w = 1 conditional, larger w trades variety for typical images. (T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from torch import Tensor
 from synthfast import ops
 from synthfast.errors import SynthfastError, UsageError
 
-Model = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
-"""``model(x, t, labels) -> m``: x float32 [N, C, H, W] channels_last, t float32 [] or [N], labels int64 [N] or None; m like x,
-of any float type. Sampling passes t as [], the losses pass [N]."""
+Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``model(x, t, labels) -> m``: x float32 [N, C, H, W] channels_last, t float32 [] or [N], labels int64 [N] or None; m
+like x, of any float type. Sampling passes t as [], the losses pass [N]."""
 
 
 def drop_labels(labels: Tensor, null_label: int, probability: float, index: Tensor, seed: int) -> Tensor:
@@ -59,11 +59,13 @@ class GuidedModel:
     ) -> None:
         self.model, self.labels = model, labels
         self.guided = guidance is not None and guidance != 1
+        if guidance is not None and not math.isfinite(guidance):
+            raise UsageError(f"--guidance {guidance}: expected a finite number")
         if self.guided and (labels is None or null_label is None):
             lacking = "no labels" if labels is None else "no null label"
             raise UsageError(
-                f"--guidance {guidance:g}: expected a class-conditional model trained with label dropout, found {lacking}; "
-                "leave --guidance out"
+                f"--guidance {guidance:g}: expected a class-conditional model trained with label dropout, found "
+                f"{lacking}; leave --guidance out"
             )
         if self.guided:
             self.labels = torch.cat((labels, torch.full_like(labels, null_label)))
@@ -72,14 +74,15 @@ class GuidedModel:
         self.state = self._batch[: shape[0]]
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Outputs (m, mu) at the current ``state``, each [N, C, H, W]; mu is None without guidance. ``t`` float32 []."""
+        """Outputs (m, mu) at the current ``state``, each [N, C, H, W]; mu is None without guidance. t is float32 []."""
         if self.guided:
             self._batch[len(self.state) :].copy_(self.state)
         output = self.model(self._batch, t, self.labels)
         if not isinstance(output, Tensor) or output.shape != self._batch.shape:
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise SynthfastError(
-                f"generator output: expected a tensor of shape {list(self._batch.shape)}, found {found}; correct the model"
+                f"generator output: expected a tensor of shape {list(self._batch.shape)}, found {found}; "
+                "correct the model"
             )
         if self.guided:
             return output[: len(self.state)], output[len(self.state) :]

@@ -1,5 +1,7 @@
-"""Training losses. Noise, noise level and dropped labels of a sample depend on (seed, position in the run) alone, so a step
-computes the same however its batch is split over devices.
+"""Training losses.
+
+Noise, noise level and dropped labels of a sample depend on (seed, position in the run) alone, so a step computes the
+same however its batch is split over devices.
 
 Both losses are a weighted ||m - target||^2, averaged over the pixels of an image: with D = kx x + km m (see
 ``preconditioning``), ||D - x0||^2 is km^2 times that, whatever the network predicts.
@@ -7,7 +9,7 @@ Both losses are a weighted ||m - target||^2, averaged over the pixels of an imag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,8 +22,10 @@ from synthfast.errors import UsageError
 
 @dataclass(frozen=True)
 class LabelDrop:
-    """Label dropout for classifier-free guidance (Ho & Salimans 2022, Algorithm 1): with ``probability`` a sample's label
-    becomes ``null_label``."""
+    """Label dropout for classifier-free guidance (Ho & Salimans 2022, Algorithm 1).
+
+    With ``probability``, in [0, 1), a sample's label becomes ``null_label``.
+    """
 
     probability: float
     null_label: int
@@ -33,10 +37,12 @@ class LabelDrop:
 
 @dataclass(frozen=True)
 class EDMLoss:
-    """The loss of Karras et al. 2022 (Table 1, "Ours"): E[lambda(s) ||D(x0 + s n; s) - x0||^2], log s ~ N(p_mean, p_std^2),
-    lambda(s) = (s^2 + sigma_data^2) / (s sigma_data)^2 = 1 / km^2."""
+    """The loss of Karras et al. 2022 (Table 1, "Ours"): E[lambda(s) ||D(x0 + s n; s) - x0||^2].
 
-    parameterization: EDM = EDM()
+    log s ~ N(p_mean, p_std^2), and lambda(s) = (s^2 + sigma_data^2) / (s sigma_data)^2 = 1 / km^2.
+    """
+
+    parameterization: EDM = field(default_factory=EDM)
     p_mean: float = -1.2
     p_std: float = 1.2
     label_drop: LabelDrop | None = None
@@ -52,26 +58,26 @@ class EDMLoss:
             model: see :data:`synthfast.diffusion.guidance.Model`; t is float32 [N].
             images: float32 [N, C, H, W] in [-1, 1].
             labels: int64 [N], or None for an unconditional model.
-            index: int64 [N] on the device of ``images``: the position of each sample in the training run, never used twice
-                with one seed.
+            index: int64 [N] on the device of ``images``: the position of each sample in the training run, never used
+                twice with one seed.
             seed: key of the run.
         """
         normal = torch.empty(len(images), 1, device=images.device)
         ops.philox_normal_(normal, index, seed, ops.Stream.LEVEL)
         s = torch.exp(self.p_mean + self.p_std * normal[:, 0].double())
-        errors = _squared_errors(model, self.parameterization, images, labels, s, s.log() / 4, index, seed, self.label_drop)
-        return errors.float()
+        t = s.log() / 4
+        return _squared_errors(model, self.parameterization, images, labels, s, t, index, seed, self.label_drop)
 
 
 @dataclass(frozen=True)
 class VPLoss:
     """The simple loss of Ho et al. 2020 (equation 14) for the network's own prediction (eps, v or x0), t uniform.
 
-    ``min_snr_gamma`` weights ||D - x0||^2 by min(SNR, gamma), SNR = 1 / s^2 (Hang et al. 2023): the squared error of eps by
-    min(SNR, gamma) / SNR, of v by min(SNR, gamma) / (SNR + 1), of x0 by min(SNR, gamma). Their gamma is 5.
+    ``min_snr_gamma`` weights ||D - x0||^2 by min(SNR, gamma), SNR = 1 / s^2 (Hang et al. 2023): the squared error of
+    eps by min(SNR, gamma) / SNR, of v by min(SNR, gamma) / (SNR + 1), of x0 by min(SNR, gamma). Their gamma is 5.
     """
 
-    parameterization: VP = VP()
+    parameterization: VP = field(default_factory=VP)
     min_snr_gamma: float | None = None
     label_drop: LabelDrop | None = None
 
@@ -87,7 +93,7 @@ class VPLoss:
         s = self.parameterization.ratios_on(images.device)[t]
         errors = _squared_errors(model, self.parameterization, images, labels, s, t, index, seed, self.label_drop)
         if self.min_snr_gamma is None:
-            return errors.float()
+            return errors
         _, km = self.parameterization.denoiser(s)
         return (errors * (km * km * (s**-2).clamp(max=self.min_snr_gamma))).float()
 

@@ -1,14 +1,15 @@
 """Model parameterizations: what a network sees at each noise level, and how its output becomes a denoised image.
 
-A noise level is the ratio ``s = sigma / alpha`` of the state ``x = alpha * x0 + sigma * n``, where x0 is the clean image in
-[-1, 1] and n standard normal. A parameterization fixes for each s
+A noise level is the ratio ``s = sigma / alpha`` of the state ``x = alpha * x0 + sigma * n``, where x0 is the clean
+image in [-1, 1] and n standard normal. A parameterization fixes for each s
 
 - ``scale(s)``: alpha, hence sigma = alpha * s, such that the state itself is the network's input;
 - ``level(s).conditioning``: the number passed to the network beside the state;
 - ``denoiser(s)``: (kx, km) of the denoised image D = kx * x + km * m, where m is the network's output;
 - ``target(s)``: (ty, tn) of the training target ty * x0 + tn * n, the value of m for which D = x0.
 
-These four take a float or a tensor of any shape. The last state of every solver has s = 0 and alpha = 1: the image itself.
+``scale``, ``denoiser`` and ``target`` take a float or a tensor of any shape. The last state of every solver has s = 0
+and alpha = 1: it is the image itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, TypeVar, Union
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -93,8 +94,8 @@ class VP:
         timesteps: number T of timesteps that the model was trained with; t is in [0, T - 1].
         schedule, beta_start, beta_end: see :func:`synthfast.diffusion.schedules.betas`.
         betas: the T forward variances themselves, in place of a named schedule.
-        prediction: what the network predicts: ``eps``, the noise (Ho et al. 2020); ``v`` = alpha n - sigma x0 (Salimans & Ho
-            2022); or ``x0``.
+        prediction: what the network predicts: ``eps``, the noise (Ho et al. 2020); ``v`` = alpha n - sigma x0
+            (Salimans & Ho 2022); or ``x0``.
         clip: sampling clips D to [-clip, clip]; None for no clipping.
         variance: ``fixed_small`` or ``fixed_large``, the default of the ddpm solver.
         spacing, steps_offset: the default timesteps, see :func:`synthfast.diffusion.schedules.timestep_grid`.
@@ -126,10 +127,13 @@ class VP:
             raise SynthfastError(f"VP clip: expected a positive number or none, found {self.clip}")
         if self.timesteps < 1 or self.steps_offset < 0:
             raise SynthfastError(
-                f"VP timesteps: expected at least 1 and an offset of at least 0, found {self.timesteps} and {self.steps_offset}"
+                f"VP timesteps: expected at least 1 and an offset of at least 0, found {self.timesteps} and "
+                f"{self.steps_offset}"
             )
         if len(self.ratios) != self.timesteps:
-            raise SynthfastError(f"VP betas: expected {self.timesteps} of them, one a timestep, found {len(self.ratios)}")
+            raise SynthfastError(
+                f"VP betas: expected {self.timesteps} of them, one a timestep, found {len(self.ratios)}"
+            )
 
     @cached_property
     def ratios(self) -> NDArray[np.float64]:
@@ -176,12 +180,11 @@ class VP:
         return s * 0 + 1, s * 0
 
     def level(self, s: float) -> Level:
-        """The level with ratio ``s``; its timestep, usually fractional, interpolates log s_t over t and stays in [0, T - 1]."""
+        """The level with ratio ``s``; its timestep, usually a fraction, interpolates log s_t, within [0, T - 1]."""
         return Level(s, float(np.interp(math.log(s), np.log(self.ratios), np.arange(self.timesteps))))
 
     def level_at(self, t: float) -> Level:
-        """The level of timestep ``t`` in [0, T - 1]; between whole timesteps s_t is interpolated linearly, as diffusers does.
-        Raises UsageError for another t."""
+        """The level of timestep ``t`` in [0, T - 1], or UsageError; s_t is interpolated linearly, as in diffusers."""
         if not 0 <= t <= self.timesteps - 1:
             raise UsageError(f"timestep {t:g}: expected 0 to {self.timesteps - 1}, the timesteps of this model")
         return Level(float(np.interp(t, np.arange(self.timesteps), self.ratios)), float(t))
@@ -191,7 +194,7 @@ class VP:
         return 1.0
 
 
-Parameterization = Union[EDM, VP]
+Parameterization = EDM | VP
 _KINDS: dict[str, type[EDM] | type[VP]] = {"edm": EDM, "vp": VP}
 
 
@@ -212,17 +215,21 @@ def from_dict(values: Mapping[str, object]) -> Parameterization:
     known = [field.name for field in dataclasses.fields(_KINDS[kind])]
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise SynthfastError(f"{kind} parameterization: expected keys among {', '.join(known)}, found {', '.join(unknown)}")
+        raise SynthfastError(
+            f"{kind} parameterization: expected keys among {', '.join(known)}, found {', '.join(unknown)}"
+        )
     if fields.get("betas") is not None:
         fields["betas"] = tuple(fields["betas"])
     try:
         return _KINDS[kind](**fields)
-    except TypeError as error:
-        raise SynthfastError(f"{kind} parameterization: a value has the wrong type ({error}); correct the checkpoint") from error
+    except (TypeError, ValueError) as error:
+        raise SynthfastError(
+            f"{kind} parameterization: a value has the wrong type ({error}); correct the checkpoint"
+        ) from error
 
 
-# Defaults that a saved scheduler_config.json may leave out, as diffusers' classes define them; the class names are also the
-# list of schedulers whose models are discrete VP models.
+# Defaults that a saved scheduler_config.json may leave out, as diffusers' classes define them; the class names are also
+# the list of schedulers whose models are discrete VP models.
 _LEADING = {"timestep_spacing": "leading"}
 _LINSPACE = {"timestep_spacing": "linspace"}
 _STABLE_DIFFUSION_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -260,17 +267,17 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
     """The parameterization of a diffusers model from its ``scheduler_config.json``.
 
     Read: beta_schedule, beta_start, beta_end, trained_betas, num_train_timesteps, prediction_type, clip_sample,
-    clip_sample_range, variance_type, timestep_spacing, steps_offset, use_karras_sigmas; what is absent has the default of
-    the scheduler class named by ``_class_name`` (DDPMScheduler if that is absent too). Keys that choose a solver
-    (solver_order, set_alpha_to_one, final_sigmas_type and others) are not: the solver is chosen when sampling, and every
-    solver here ends on the clean image.
+    clip_sample_range, variance_type, timestep_spacing, steps_offset, use_karras_sigmas; what is absent has the default
+    of the scheduler class named by ``_class_name`` (DDPMScheduler if that is absent too). Keys that choose a solver
+    (solver_order, set_alpha_to_one, final_sigmas_type and others) are not read: the solver is chosen when sampling, and
+    every solver here ends on the clean image.
     Raises SynthfastError where the model or its sampling needs what is not supported.
     """
     class_name = config.get("_class_name", "DDPMScheduler")
     if class_name not in _SCHEDULER_DEFAULTS:
         raise SynthfastError(
-            f"scheduler_config.json: expected the scheduler of a discrete DDPM model, found {class_name}; pass a model whose "
-            f"scheduler is one of {', '.join(_SCHEDULER_DEFAULTS)}"
+            f"scheduler_config.json: expected the scheduler of a discrete DDPM model, found {class_name}; pass a "
+            f"model whose scheduler is one of {', '.join(_SCHEDULER_DEFAULTS)}"
         )
     values: dict[str, object] = {
         "beta_schedule": "linear",
@@ -305,4 +312,6 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
             steps_offset=int(values["steps_offset"]),
         )
     except (TypeError, ValueError) as error:
-        raise SynthfastError(f"scheduler_config.json: a value has the wrong type ({error}); correct the file") from error
+        raise SynthfastError(
+            f"scheduler_config.json: a value has the wrong type ({error}); correct the file"
+        ) from error

@@ -28,12 +28,13 @@ def sample(
 ) -> Tensor:
     """Draw N images.
 
-    Image i depends on the seed, its index and its label alone, as far as the network treats the images of a batch separately.
-    Its initial noise is stream ``NOISE``, step 0; stage k = 0, 1, ... draws step k + 1; churn before the first stage
-    draws the step after those of all stages.
+    Image i depends on the seed, its index and its label alone, as far as the network treats the images of a batch
+    separately. Its initial noise is stream ``NOISE``, step 0; stage k = 0, 1, ... draws step k + 1; churn before the
+    first stage draws the step after those of all stages.
 
     Args:
-        model: the network, see :data:`synthfast.diffusion.guidance.Model`. It must leave its input as it is.
+        model: the network, see :data:`synthfast.diffusion.guidance.Model`. It is called as it
+            is (so in evaluation mode, if it has one) and must leave its input unchanged.
         table: from :func:`synthfast.diffusion.solvers.make_table`.
         index: int64 [N], the index of each image in its run.
         shape: (C, H, W) of an image.
@@ -42,13 +43,14 @@ def sample(
         null_label, guidance: see :class:`synthfast.diffusion.guidance.GuidedModel`.
         device: where the model is; None for the device of ``index``.
         autocast: run the network under ``torch.autocast`` with this type; the state stays float32.
-        callback: called after stage k with (k, x), x being the live state [N, C, H, W]: alpha * x0 + sigma * n with alpha
-            ``table.scales[k + 1]``.
+        callback: called after stage k with (k, x), x being the live state [N, C, H, W]: alpha * x0 + sigma * n with
+            alpha ``table.scales[k + 1]``.
 
     Returns:
         float32 [N, C, H, W], channels_last, about in [-1, 1].
 
-    Raises UsageError for guidance with a model that has no null label, SynthfastError for a network output of another shape.
+    Raises UsageError for guidance with a model that has no null label, SynthfastError for a network output of another
+    shape.
     """
     device = torch.device(device) if device is not None else index.device
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -59,7 +61,7 @@ def sample(
         history = torch.empty_like(x) if table.uses_history else None
         rows = table.rows(device, 1.0 if guidance is None else guidance).unbind()
         times = torch.from_numpy(table.conditioning).to(device, torch.float32).unbind()
-        for k, (t, row) in enumerate(zip(times, rows)):
+        for k, (t, row) in enumerate(zip(times, rows, strict=True)):
             m, mu = network(t)
             ops.solver_step_(x, m, row, index, seed=seed, step=k + 1, unconditional=mu, history=history)
             if callback is not None:

@@ -22,25 +22,22 @@ def betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end: flo
 
     - ``linear``: from ``beta_start`` to ``beta_end`` (Ho et al. 2020).
     - ``scaled_linear``: linear in sqrt(beta) (latent diffusion, Rombach et al. 2022).
-    - ``squaredcos_cap_v2``: abar(u) = cos^2(pi / 2 * (u + 0.008) / 1.008), beta_t = min(1 - abar((t + 1) / T) / abar(t / T),
-      0.999) (Nichol & Dhariwal 2021). ``beta_start`` and ``beta_end`` play no part.
+    - ``squaredcos_cap_v2``: abar(u) = cos^2(pi / 2 * (u + 0.008) / 1.008),
+      beta_t = min(1 - abar((t + 1) / T) / abar(t / T), 0.999) (Nichol & Dhariwal 2021), whatever the ends.
 
     Raises SynthfastError for another name or for variances outside (0, 1).
     """
     if schedule == "linear":
         result = np.linspace(beta_start, beta_end, timesteps)
     elif schedule == "scaled_linear":
-        if min(beta_start, beta_end) <= 0:
-            raise SynthfastError(
-                f"noise schedule: expected variances between 0 and 1, found {min(beta_start, beta_end):g}; correct beta_start and beta_end"
-            )
+        check_betas([beta_start, beta_end])
         result = np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
     elif schedule == "squaredcos_cap_v2":
         alpha_bar = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         result = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
     else:
         raise SynthfastError(
-            f"noise schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}; convert the schedule to trained_betas"
+            f"noise schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}; write it as trained_betas"
         )
     return check_betas(result)
 
@@ -53,14 +50,12 @@ def check_betas(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.flo
     wrong = ~((result > 0) & (result < 1))
     if wrong.any():
         t = int(wrong.argmax())
-        raise SynthfastError(
-            f"noise schedule: expected variances between 0 and 1, found {result[t]:g} at timestep {t}; correct the betas"
-        )
+        raise SynthfastError(f"noise schedule: expected betas between 0 and 1, found {result[t]:g} at position {t}")
     return result
 
 
 def ratios(variances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """s_t = sqrt((1 - abar_t) / abar_t), float64 [T], increasing, from beta_t; abar_t is the product of 1 - beta up to t."""
+    """s_t = sqrt((1 - abar_t) / abar_t), float64 [T], increasing; abar_t is the product of 1 - beta up to t."""
     log_alpha_bar = np.cumsum(np.log1p(-variances))
     return np.sqrt(np.expm1(-log_alpha_bar))
 
@@ -68,7 +63,7 @@ def ratios(variances: NDArray[np.float64]) -> NDArray[np.float64]:
 def timestep_grid(
     spacing: str, steps: int, timesteps: int, offset: int = 0, convention: str = "ancestral"
 ) -> NDArray[np.float64]:
-    """``steps`` descending timesteps in [0, timesteps - 1], float64; the solver goes on from the last one to the clean image.
+    """``steps`` descending timesteps in [0, timesteps - 1], float64; from the last a solver goes to the clean image.
 
     The spacings are those of Lin et al. 2023 ("Common diffusion noise schedules and sample steps are flawed", Table 2);
     ``leading`` adds ``offset``. Schedulers in use disagree on details, so ``convention`` picks diffusers' rule for
@@ -94,14 +89,16 @@ def timestep_grid(
         raise UsageError(f"--spacing {spacing}: expected one of {', '.join(SPACINGS)}")
     if steps > timesteps or (np.diff(grid) >= 0).any() or grid[0] > timesteps - 1:
         raise UsageError(
-            f"--steps {steps}: expected fewer steps with --spacing {spacing}, because the model has {timesteps} timesteps"
+            f"--steps {steps}: expected fewer steps with --spacing {spacing}, found {timesteps} timesteps in the model"
         )
-    return grid
+    return np.ascontiguousarray(grid)
 
 
 def karras_grid(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> NDArray[np.float64]:
-    """``steps`` descending values of s from ``sigma_max`` to ``sigma_min``, evenly spaced in s^(1 / rho), float64
-    (Karras et al. 2022, equation 5, without the final 0). A single step is [sigma_max]."""
+    """``steps`` descending values of s from ``sigma_max`` to ``sigma_min``, evenly spaced in s^(1 / rho), float64.
+
+    Karras et al. 2022, equation 5, without the final 0. A single step is [sigma_max].
+    """
     ramp = np.arange(steps) / max(steps - 1, 1)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (high + ramp * (low - high)) ** rho

@@ -1,8 +1,8 @@
-"""Solvers as tables: every sampling algorithm is a list of stages, one network evaluation and one row of coefficients each.
+"""Solvers as tables: a sampling algorithm is a list of stages, each one network evaluation and one row of coefficients.
 
 The state is ``x = alpha * x0 + sigma * n`` with the alpha that the network wants (see ``preconditioning``). Divided by
-alpha it is ``y = x0 + s * n``, and in y the algorithms do not depend on the model. A stage evaluates the network at a level s,
-forms the denoised image D, and moves the state to the level s' of the next stage:
+alpha it is ``y = x0 + s * n``, and in y the algorithms do not depend on the model. A stage evaluates the network at a
+level s, forms the denoised image D, and moves the state to the level s' of the next stage:
 
     y' = by y + bd D + bp P + bz z        P: the D of the stage before, z: standard normal noise
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthfast.diffusion import schedules
-from synthfast.diffusion.preconditioning import VARIANCES, EDM, Level, Parameterization
+from synthfast.diffusion.preconditioning import EDM, VARIANCES, Level, Parameterization
 from synthfast.errors import UsageError
 
 
@@ -32,13 +33,15 @@ class SolverConfig:
 
     Args:
         name: a key of :data:`SOLVERS`.
-        steps: solver steps, at least 1; heun evaluates the network 2 * steps - 1 times, every other solver ``steps`` times.
+        steps: solver steps, at least 1; heun evaluates the network 2 * steps - 1 times, every other solver ``steps``
+            times.
         eta: ddim only, in [0, 1]: 0 is deterministic, 1 has the noise of ddpm (Song et al. 2021, equation 16).
         churn, s_tmin, s_tmax, s_noise: euler and heun only: S_churn, S_tmin, S_tmax and S_noise of Karras et al. 2022.
-        spacing: ``karras`` or, for discrete models, ``leading``, ``trailing`` or ``linspace``; None for the model's own.
+        spacing: ``karras`` or, for discrete models, ``leading``, ``trailing`` or ``linspace``; None for the model's
+            own.
         rho, sigma_min, sigma_max: the karras spacing; None for the model's own range.
-        clip: D is clipped to [-clip, clip]; None for the model's own (EDM: no clipping; DDPM: 1 unless its configuration
-            says otherwise), infinity for no clipping.
+        clip: D is clipped to [-clip, clip]; None for the model's own (EDM: no clipping; DDPM: 1 unless its
+            configuration says otherwise), infinity for no clipping.
         variance: ddpm only, ``fixed_small`` or ``fixed_large`` (Ho et al. 2020, section 3.2); None for the model's own.
     """
 
@@ -69,13 +72,18 @@ class SolverConfig:
         require(self.s_tmax >= self.s_tmin, "--s-tmax", self.s_tmax, f"a number of at least --s-tmin {self.s_tmin}")
         require(0 <= self.s_noise < math.inf, "--s-noise", self.s_noise, "a number of at least 0")
         spacings = schedules.SPACINGS
-        require(self.spacing is None or self.spacing in spacings, "--spacing", self.spacing, f"one of {', '.join(spacings)}")
+        require(
+            self.spacing is None or self.spacing in spacings, "--spacing", self.spacing, f"one of {', '.join(spacings)}"
+        )
         require(0 < self.rho < math.inf, "--rho", self.rho, "a positive number")
         for option, value in (("--sigma-min", self.sigma_min), ("--sigma-max", self.sigma_max)):
             require(value is None or 0 < value < math.inf, option, value, "a positive number")
         require(self.clip is None or self.clip > 0, "--clip", self.clip, "a positive number, or inf for no clipping")
         require(
-            self.variance is None or self.variance in VARIANCES, "--variance", self.variance, f"one of {', '.join(VARIANCES)}"
+            self.variance is None or self.variance in VARIANCES,
+            "--variance",
+            self.variance,
+            f"one of {', '.join(VARIANCES)}",
         )
         for option, value, neutral, names in (
             ("--eta", self.eta, 0, ("ddim",)),
@@ -120,7 +128,7 @@ class SolverTable:
     scales: NDArray[np.float64]
     levels: NDArray[np.float64]
     initial_std: float
-    initial_churn: float = field(default=0.0)
+    initial_churn: float = 0.0
 
     @property
     def evaluations(self) -> int:
@@ -142,8 +150,9 @@ class SolverTable:
 def _ddpm(levels: Sequence[Level], config: SolverConfig, parameterization: Parameterization) -> list[Stage]:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2 and equation 7) between any two levels s > s'.
 
-    y' = (s'/s)^2 y + (1 - (s'/s)^2) D + std z. ``fixed_small`` is the posterior variance s'^2 (1 - (s'/s)^2), ``fixed_large``
-    the forward variance beta = (s^2 - s'^2) / (1 + s^2) of the variance preserving state, divided by alpha'^2 = 1 / (1 + s'^2).
+    y' = (s'/s)^2 y + (1 - (s'/s)^2) D + std z. ``fixed_small`` is the posterior variance s'^2 (1 - (s'/s)^2),
+    ``fixed_large`` the forward variance beta = (s^2 - s'^2) / (1 + s^2) of the variance preserving state, divided by
+    alpha'^2 = 1 / (1 + s'^2).
     """
     variance = config.variance or parameterization.variance
     stages = []
@@ -158,8 +167,10 @@ def _ddpm(levels: Sequence[Level], config: SolverConfig, parameterization: Param
 
 
 def _ddim(levels: Sequence[Level], config: SolverConfig, parameterization: Parameterization) -> list[Stage]:
-    """Song et al. 2021, equations 12 and 16: y' = D + sqrt(s'^2 - std^2) n + std z with n = (y - D) / s and
-    std = eta s' sqrt(1 - (s'/s)^2). n is that of the clipped D (diffusers: ``use_clipped_model_output=True``)."""
+    """Song et al. 2021, equations 12 and 16: y' = D + sqrt(s'^2 - std^2) n + std z with n = (y - D) / s.
+
+    std = eta s' sqrt(1 - (s'/s)^2). n is that of the clipped D (diffusers: ``use_clipped_model_output=True``).
+    """
     stages = []
     for level, next_s in _steps(levels):
         std = config.eta * next_s * math.sqrt(1 - (next_s / level.s) ** 2)
@@ -181,8 +192,9 @@ def _euler(levels: Sequence[Level], config: SolverConfig, parameterization: Para
 def _heun(levels: Sequence[Level], config: SolverConfig, parameterization: Parameterization) -> list[Stage]:
     """Heun steps with churn (Karras et al. 2022, Algorithm 2), two stages each but one for the last step.
 
-    With d1 and d2 the slopes at the raised level s and at s', the correction replaces s' - s times d1 by that times (d1 + d2) / 2.
-    The first stage moved along a line, so d1 = (y1 - D1) / s' as well, and y2 = y1 + (s' - s) (D1 - D2) / (2 s').
+    With d1 and d2 the slopes at the raised level s and at s', the first stage moves by (s' - s) d1, the second replaces
+    that by (s' - s) (d1 + d2) / 2. The first moved along a line, so d1 = (y1 - D1) / s' as well, which leaves
+    y2 = y1 + (s' - s) (D1 - D2) / (2 s').
     """
     raised = [_churn(level, config, parameterization) for level in levels]
     stages = []
@@ -198,7 +210,7 @@ def _heun(levels: Sequence[Level], config: SolverConfig, parameterization: Param
 def _dpmpp_2m(levels: Sequence[Level], config: SolverConfig, parameterization: Parameterization) -> list[Stage]:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, Algorithm 2): y' = (s'/s) y + (1 - s'/s) (D + r (D - P)).
 
-    r = h / (2 h_0), with h = log(s / s') and h_0 that of the step before; r = 0 in the first step and the last (s' = 0).
+    r = h / (2 h_0), with h = log(s / s') and h_0 that of the step before; r = 0 in the first and in the last step.
     """
     stages = []
     for i, (level, next_s) in enumerate(_steps(levels)):
@@ -208,8 +220,10 @@ def _dpmpp_2m(levels: Sequence[Level], config: SolverConfig, parameterization: P
 
 
 def _dpmpp_2m_sde(levels: Sequence[Level], config: SolverConfig, parameterization: Parameterization) -> list[Stage]:
-    """SDE-DPM-Solver++(2M), midpoint (Lu et al. 2022, section 5): the move of :func:`_dpmpp_2m` with (s'/s)^2 for s'/s and the
-    noise s' sqrt(1 - (s'/s)^2) z."""
+    """SDE-DPM-Solver++(2M), midpoint (Lu et al. 2022, section 5).
+
+    The move of :func:`_dpmpp_2m` with (s'/s)^2 in place of s'/s, and the noise s' sqrt(1 - (s'/s)^2) z.
+    """
     stages = []
     for i, (level, next_s) in enumerate(_steps(levels)):
         keep, r = (next_s / level.s) ** 2, _extrapolation(levels, i)
@@ -217,7 +231,7 @@ def _dpmpp_2m_sde(levels: Sequence[Level], config: SolverConfig, parameterizatio
     return stages
 
 
-Solver = Callable[[Sequence[Level], SolverConfig, Parameterization], "list[Stage]"]
+Solver = Callable[[Sequence[Level], SolverConfig, Parameterization], list[Stage]]
 
 SOLVERS: dict[str, Solver] = {
     "ddpm": _ddpm,
@@ -232,7 +246,7 @@ _CONVENTION = {"euler": "sigma", "heun": "sigma", "dpmpp-2m": "multistep", "dpmp
 
 def _steps(levels: Sequence[Level]) -> list[tuple[Level, float]]:
     """Pairs (level, s of the next level), the last next level being 0."""
-    return list(zip(levels, [level.s for level in levels[1:]] + [0.0]))
+    return list(zip(levels, [*(level.s for level in levels[1:]), 0.0], strict=True))
 
 
 def _churn(level: Level, config: SolverConfig, parameterization: Parameterization) -> Level:
@@ -256,8 +270,11 @@ def _extrapolation(levels: Sequence[Level], i: int) -> float:
 
 
 def noise_levels(parameterization: Parameterization, config: SolverConfig) -> list[Level]:
-    """The ``config.steps`` levels of a run in descending order, without the final 0. Raises UsageError for what does not fit
-    the model: a timestep spacing for an EDM model, more steps than timesteps, a level outside the model's range."""
+    """The ``config.steps`` levels of a run in descending order, without the final 0.
+
+    Raises UsageError for what does not fit the model: a timestep spacing for an EDM model, more steps than timesteps, a
+    level outside the model's range.
+    """
     spacing = config.spacing or parameterization.spacing
     if spacing != "karras":
         if isinstance(parameterization, EDM):
@@ -290,21 +307,25 @@ def noise_levels(parameterization: Parameterization, config: SolverConfig) -> li
 def make_table(
     parameterization: Parameterization, config: SolverConfig, levels: Sequence[Level] | None = None
 ) -> SolverTable:
-    """The table of ``config`` for a model. ``levels``, if given, replace the grid and the number of steps: strictly descending
-    positive levels from ``parameterization.level(s)`` or ``level_at(t)``; the run always ends at s = 0."""
+    """The table of ``config`` for a model.
+
+    ``levels``, if given, replace the grid and the number of steps: strictly descending positive levels from
+    ``parameterization.level(s)`` or ``level_at(t)``; the run always ends at s = 0. Raises UsageError for what does not
+    fit.
+    """
     if levels is None:
         levels = noise_levels(parameterization, config)
     else:
+        ratios = [level.s for level in levels]
+        if not ratios or not all(a > b for a, b in pairwise([*ratios, 0.0])):
+            raise UsageError(f"noise levels: expected at least one, positive and strictly descending, found {ratios}")
         config = replace(config, steps=len(levels))
-    ratios = [level.s for level in levels]
-    if not all(a > b for a, b in zip(ratios, ratios[1:] + [0.0])):
-        raise UsageError("noise levels: expected them positive and strictly descending; correct the list")
     stages = SOLVERS[config.name](levels, config, parameterization)
     clip = config.clip if config.clip is not None else parameterization.clip
     limit = math.inf if clip is None else clip
     scales = [parameterization.scale(stage.level.s) for stage in stages] + [1.0]
     rows = []
-    for stage, scale, next_scale in zip(stages, scales, scales[1:]):
+    for stage, (scale, next_scale) in zip(stages, pairwise(scales), strict=True):
         kx, km = parameterization.denoiser(stage.level.s)
         moved = (stage.state / scale, stage.denoised, stage.previous, stage.noise)
         rows.append((kx, km, *(next_scale * b for b in moved), 1.0, -limit, limit))

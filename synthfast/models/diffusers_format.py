@@ -57,9 +57,7 @@ def resolve_model_folder(path_or_id: str | Path, *, allow_pickle: bool = False) 
     for candidate in (folder, folder / UNET_FOLDER):
         if (candidate / CONFIG_NAME).is_file():
             return candidate
-    raise SynthfastError(
-        f"{folder} has no {CONFIG_NAME}, neither in it nor in {UNET_FOLDER}/: not a model folder"
-    )
+    raise SynthfastError(f"{folder} has no {CONFIG_NAME}, neither in it nor in {UNET_FOLDER}/: not a model folder")
 
 
 def load_diffusers_unet(
@@ -77,9 +75,7 @@ def load_diffusers_unet(
     values = _read_json(folder / CONFIG_NAME)
     model_class = values.get("_class_name", _MODEL_CLASSES[0])
     if model_class not in _MODEL_CLASSES:
-        raise SynthfastError(
-            f"{folder / CONFIG_NAME} describes a {model_class}; supported: {_MODEL_CLASSES[0]}"
-        )
+        raise SynthfastError(f"{folder / CONFIG_NAME} describes a {model_class}; supported: {_MODEL_CLASSES[0]}")
     config = UNet2DConfig.from_dict(values)
     # Through float32, and to dtype by the model, which knows what must stay exact (Fourier frequencies).
     weights = {key: tensor.float() for key, tensor in _read_weights(folder, allow_pickle).items()}
@@ -101,9 +97,7 @@ def assign_weights(model: UNet2D, weights: dict[str, Tensor], *, source: str | P
     problems = {
         "missing": [key for key in expected if key not in weights],
         "unexpected": [key for key in weights if key not in expected],
-        "of another shape": [
-            key for key in expected if key in weights and weights[key].shape != expected[key]
-        ],
+        "of another shape": [key for key in expected if key in weights and weights[key].shape != expected[key]],
     }
     for problem, keys in problems.items():
         if keys:
@@ -196,15 +190,11 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise SynthfastError(
-            f"{folder / INDEX_NAME} has no weight_map; expected weight names and their files"
-        )
+        raise SynthfastError(f"{folder / INDEX_NAME} has no weight_map; expected weight names and their files")
     weights: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
-            raise SynthfastError(
-                f"{folder / INDEX_NAME} points to {name!r}; expected a file in the same folder"
-            )
+            raise SynthfastError(f"{folder / INDEX_NAME} points to {name!r}; expected a file in the same folder")
         weights.update(_read_safetensors(folder / name))
     return weights
 
@@ -213,9 +203,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise SynthfastError(
-            f"cannot read the weights {path}: {error}; the file is missing or damaged"
-        ) from None
+        raise SynthfastError(f"cannot read the weights {path}: {error}; the file is missing or damaged") from None
 
 
 def _current_key(key: str) -> str:

@@ -143,9 +143,7 @@ class UNet2D(nn.Module):
     def _check_inputs(self, x: Tensor, labels: Tensor | None) -> None:
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
-            raise SynthfastError(
-                f"the U-Net takes images [N, {config.in_channels}, H, W]; found shape {list(x.shape)}"
-            )
+            raise SynthfastError(f"the U-Net takes images [N, {config.in_channels}, H, W]; found shape {list(x.shape)}")
         factor = config.downsampling_factor
         if x.shape[2] % factor or x.shape[3] % factor:
             raise SynthfastError(
@@ -153,15 +151,11 @@ class UNet2D(nn.Module):
                 f"must be multiples of {factor}; found {x.shape[2]} x {x.shape[3]}: resize or pad the images"
             )
         if labels is None and config.takes_labels:
-            raise SynthfastError(
-                "the U-Net is class-conditional and needs a label for each image; found none"
-            )
+            raise SynthfastError("the U-Net is class-conditional and needs a label for each image; found none")
         if labels is not None and not config.takes_labels:
             raise SynthfastError("the U-Net is not class-conditional and takes no labels; leave them out")
         if labels is not None and labels.shape[0] != x.shape[0]:
-            raise SynthfastError(
-                f"the U-Net needs one label for each of {x.shape[0]} images; found {labels.shape[0]}"
-            )
+            raise SynthfastError(f"the U-Net needs one label for each of {x.shape[0]} images; found {labels.shape[0]}")
 
     def _time(self, x: Tensor, t: Tensor | float) -> Tensor:
         """t as float32 [1] or [N]; one time for all stays one row, so that its embedding is computed once."""

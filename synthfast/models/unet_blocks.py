@@ -170,9 +170,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
         h = x if self.group_norm is None else self.group_norm(x)
-        tokens = h.flatten(2).transpose(
-            1, 2
-        )  # [N, H * W, C]: a view of channels_last memory, as are those below
+        tokens = h.flatten(2).transpose(1, 2)  # [N, H * W, C]: a view of channels_last memory, as are those below
         q, k, v = (
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
@@ -255,17 +253,13 @@ class MidBlock(nn.Module):
         super().__init__()
         channels = config.block_out_channels[-1]
         scale = config.mid_block_scale_factor
-        self.resnets = nn.ModuleList(
-            ResnetBlock(config, channels, channels, output_scale=scale) for _ in range(2)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, output_scale=scale) for _ in range(2))
         groups = config.attn_norm_num_groups
         if groups is None and config.resnet_time_scale_shift == "default":
             groups = config.norm_num_groups
         self.attentions = nn.ModuleList()
         if config.add_attention:
-            self.attentions.append(
-                Attention(channels, config.attention_head_dim, groups, config.norm_eps, scale)
-            )
+            self.attentions.append(Attention(channels, config.attention_head_dim, groups, config.norm_eps, scale))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.resnets[0](x, embedding)
@@ -292,9 +286,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList()
         for i in range(layers):
             skip = skip_channels if i == layers - 1 else out_channels
-            self.resnets.append(
-                ResnetBlock(config, (in_channels if i == 0 else out_channels) + skip, out_channels)
-            )
+            self.resnets.append(ResnetBlock(config, (in_channels if i == 0 else out_channels) + skip, out_channels))
         self.attentions = _attentions(config, out_channels, layers if attention else 0)
         self.upsamplers = nn.ModuleList()
         if upsample and attention and config.upsample_type == "resnet":
@@ -315,6 +307,5 @@ class UpBlock(nn.Module):
 
 def _attentions(config: UNet2DConfig, channels: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(
-        Attention(channels, config.attention_head_dim, config.norm_num_groups, config.norm_eps)
-        for _ in range(count)
+        Attention(channels, config.attention_head_dim, config.norm_num_groups, config.norm_eps) for _ in range(count)
     )

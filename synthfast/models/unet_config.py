@@ -156,9 +156,7 @@ class UNet2DConfig:
             raise _unsupported("downsample_padding", self.downsample_padding, "0 or 1")
         if self.class_embed_type == "timestep" and self.time_embedding_type == "fourier":
             # The Fourier embedding takes a logarithm, and class 0 would become NaN.
-            raise _unsupported(
-                "class_embed_type", "timestep", 'another one when time_embedding_type is "fourier"'
-            )
+            raise _unsupported("class_embed_type", "timestep", 'another one when time_embedding_type is "fourier"')
 
     def _check_levels(self) -> None:
         levels = len(self.block_out_channels)
@@ -182,21 +180,13 @@ class UNet2DConfig:
             )
         for channels in self._attention_channels():
             if self.attention_head_dim is not None and self.attention_head_dim > channels:
-                raise _unsupported(
-                    "attention_head_dim", self.attention_head_dim, f"at most the {channels} channels"
-                )
+                raise _unsupported("attention_head_dim", self.attention_head_dim, f"at most the {channels} channels")
 
     def _attention_channels(self) -> list[int]:
         """Channel counts at which attention is used."""
         channels = self.block_out_channels
-        used = [
-            c for c, kind in zip(channels, self.down_block_types, strict=True) if kind == "AttnDownBlock2D"
-        ]
-        used += [
-            c
-            for c, kind in zip(reversed(channels), self.up_block_types, strict=True)
-            if kind == "AttnUpBlock2D"
-        ]
+        used = [c for c, kind in zip(channels, self.down_block_types, strict=True) if kind == "AttnDownBlock2D"]
+        used += [c for c, kind in zip(reversed(channels), self.up_block_types, strict=True) if kind == "AttnUpBlock2D"]
         if self.mid_block_type is not None and self.add_attention:
             used.append(channels[-1])
         return used

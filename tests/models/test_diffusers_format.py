@@ -375,9 +375,7 @@ def test_hub_without_network_or_library(monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("cannot reach the hub\nand a second line")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    assert_one_line(
-        "cannot reach the hub.*download the model elsewhere", load_diffusers_unet, "someone/some-model"
-    )
+    assert_one_line("cannot reach the hub.*download the model elsewhere", load_diffusers_unet, "someone/some-model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert_one_line("pip install huggingface_hub", load_diffusers_unet, "someone/some-model")
     assert_one_line("no model folder", load_diffusers_unet, "./someone/some-model")

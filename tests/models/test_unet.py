@@ -120,9 +120,7 @@ def test_time_frequencies_stay_exact_in_half_precision():
     assert torch.equal(model.half().float().time_proj.weight, exact)
     # The sinusoid of a large time needs float32: neighbouring times are equal in bfloat16.
     positional = build().to(torch.bfloat16)
-    assert not torch.equal(
-        positional.time_proj(torch.tensor([998.0])), positional.time_proj(torch.tensor([999.0]))
-    )
+    assert not torch.equal(positional.time_proj(torch.tensor([998.0])), positional.time_proj(torch.tensor([999.0])))
 
 
 @pytest.mark.parametrize("config", [TINY, RICH], ids=["tiny", "rich"])

@@ -1,0 +1,98 @@
+"""Entry point: finds the command, turns errors into one line and an exit status.
+
+Exit status: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted. Commands are imported when they are called, so
+that ``--help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+from synthfast import __version__
+from synthfast.errors import SynthfastError
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported when needed: name to (module, attribute, short help)."""
+
+    def __init__(self, *args: object, lazy: Mapping[str, tuple[str, str, str]], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self._lazy:
+            return None
+        module, attribute, _ = self._lazy[name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in self._lazy.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "sample": ("synthfast.cli.sample", "sample", "Sample images from a generator into a shard folder."),
+        "train": ("synthfast.cli.train", "train", "Train a generator or a classifier."),
+        "score": ("synthfast.cli.score", "score", "Score a classifier or a set of images."),
+        "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),
+        "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
+    },
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="synthfast")
+@click.option("--debug", is_flag=True, help="Show a traceback on errors.")
+def cli(debug: bool) -> None:
+    """Train on synthetic images: sample from diffusion models, train classifiers on real plus synthetic data, score both."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    if debug and arguments[0] != "--debug":  # accepted anywhere
+        arguments = ["--debug", *(word for word in arguments if word != "--debug")]
+    try:
+        status = cli.main(arguments, prog_name="synthfast", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except SynthfastError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_status)
+    except click.UsageError as error:
+        context = f" (see: {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        _fail(error.format_message() + context, 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; run the same command again to go on", 130)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        if debug:
+            raise
+        _fail("out of memory; lower --batch-size", 1)
+    except RuntimeError as error:
+        if debug or "out of memory" not in str(error):
+            raise
+        _fail("out of GPU memory; lower --batch-size", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo("synthfast: " + " ".join(message.split()), err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

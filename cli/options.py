@@ -1,0 +1,90 @@
+"""Command-line options made from a stage's dataclass, and the dataclass made from what was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from synthfast.config import make_config, read_toml, to_toml
+
+Config = TypeVar("Config")
+
+
+class _Float(click.ParamType):
+    """A number; also a fraction such as 8/255."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            above, _, below = str(value).partition("/")
+            number = float(above) / float(below) if below else float(above)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"expected a number such as 0.5 or 8/255, found {value!r}", param, ctx)
+        if math.isnan(number):
+            self.fail(f"expected a number, found {value!r}", param, ctx)
+        return number
+
+
+def config_options(cls: type, first: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+    """A decorator: one option a field of ``cls``, plus --config and --print-config.
+
+    The command's function receives ``values``, the options that were given (see :func:`config_from`).
+    """
+    hints = typing.get_type_hints(cls)
+    fields = sorted(dataclasses.fields(cls), key=lambda item: item.name not in first)
+
+    def decorate(function: Callable) -> Callable:
+        def command(config: str | None, print_config: bool, **given: Any) -> Any:
+            values = {name: value for name, value in given.items() if value is not None and value != ()}
+            settings = config_from(cls, config, values)
+            if print_config:
+                click.echo(to_toml(settings), nl=False)
+                return None
+            return function(settings)
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        wrapped: Callable = click.option(
+            "--print-config", is_flag=True, help="Print the settings as TOML, for --config, and stop."
+        )(command)
+        wrapped = click.option(
+            "--config", metavar="FILE", help="TOML file with settings; options given here go first."
+        )(wrapped)
+        for item in reversed(fields):
+            wrapped = _option(item, hints[item.name])(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def config_from(cls: type[Config], path: str | None, given: dict[str, Any]) -> Config:
+    """The dataclass from a TOML file (or none) and the options that were given, which go first."""
+    values = {} if path is None else read_toml(path)
+    if path is not None:
+        make_config(cls, values, path)  # so that a bad value in the file is reported as the file's
+    return make_config(cls, {**values, **given})
+
+
+def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable]:
+    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(alternative for alternative in alternatives if alternative is not type(None))
+    flag = "--" + item.name.replace("_", "-")
+    text, default = item.metadata["help"], item.default
+    shown = not (default is None or default == () or isinstance(default, bool))
+    if shown:
+        text = f"{text}  [default: {default}]"
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    if typing.get_origin(kind) is tuple:
+        return click.option(flag, multiple=True, help=text, metavar=item.metadata.get("metavar"))
+    choices = item.metadata.get("choices")
+    click_type = click.Choice(choices) if choices else {int: click.INT, float: _Float(), str: click.STRING}[kind]
+    return click.option(flag, item.name, type=click_type, default=None, help=text, metavar=item.metadata.get("metavar"))

@@ -1,0 +1,255 @@
+"""One dataclass a stage: every option, its default and its help, once. The command line and TOML files are made from them.
+
+A TOML file holds the field names at its top level (``steps = 4000``); unknown keys and wrong types are errors. This module
+imports no torch, so that ``synthfast --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from synthfast.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Config = TypeVar("Config")
+
+
+def option(default: Any, text: str, **extra: Any) -> Any:
+    """A field with its help text. ``extra``: choices (a tuple), metavar."""
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """``synthfast sample``. Where a default is None the generator's own value counts."""
+
+    n: int = option(10_000, "Number of images.")
+    generator: str = option(
+        "digits",
+        "digits (embedded), a checkpoint folder, a diffusers model folder or hub id, or py:module:function.",
+        metavar="PATH",
+    )
+    out: str = option("runs/samples", "Folder for the shards.", metavar="DIR")
+    solver: str | None = option(
+        None, "Sampling algorithm.", choices=("ddpm", "ddim", "euler", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+    )
+    steps: int | None = option(
+        None, "Solver steps; heun evaluates the network 2 x steps - 1 times, the others steps times."
+    )
+    guidance: float | None = option(None, "Classifier-free guidance weight; 1 is none.")
+    labels: str = option(
+        "balanced",
+        "balanced (image i has class i mod classes), uniform (drawn), classes such as 3 or 3,5 (in turn), "
+        "or weights:0.5,0.3,0.2 (drawn).",
+    )
+    seed: int = option(0, "Image i depends on the seed and i alone.")
+    batch_size: int | None = option(None, "Images in one network call; 256 on a CPU and 1,024 on a GPU if not given.")
+    shard_size: int = option(10_000, "Images in a shard, the unit of work that an interruption can lose.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option(
+        "fp32", "Arithmetic of the network; the solver always computes in float32.", choices=("fp32", "bf16", "fp16")
+    )
+    compile: bool = option(False, "Run the network through torch.compile.")
+    eta: float | None = option(None, "ddim: 0 is deterministic, 1 has the noise of ddpm.")
+    churn: float | None = option(None, "euler, heun: S_churn of Karras et al. 2022.")
+    s_tmin: float | None = option(None, "euler, heun: lowest noise level with churn.")
+    s_tmax: float | None = option(None, "euler, heun: highest noise level with churn.")
+    s_noise: float | None = option(None, "euler, heun: factor on the noise of churn.")
+    spacing: str | None = option(
+        None, "Spacing of the noise levels.", choices=("karras", "leading", "trailing", "linspace")
+    )
+    rho: float | None = option(None, "Exponent of the karras spacing.")
+    sigma_min: float | None = option(None, "Lowest noise level of the karras spacing.")
+    sigma_max: float | None = option(None, "Highest noise level of the karras spacing.")
+    clip: float | None = option(None, "Clip denoised images to [-clip, clip]; inf for no clipping.")
+    variance: str | None = option(None, "ddpm: variance of its noise.", choices=("fixed_small", "fixed_large"))
+    allow_pickle: bool = option(False, "Read weights that are pickles (through torch.load(weights_only=True)).")
+
+    def __post_init__(self) -> None:
+        _require(self.n >= 1, "--n", self.n, "a whole number of at least 1")
+        _require(self.shard_size >= 1, "--shard-size", self.shard_size, "a whole number of at least 1")
+        _require(self.batch_size is None or self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        _require_seed(self.seed)
+        _require(self.guidance is None or math.isfinite(self.guidance), "--guidance", self.guidance, "a finite number")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """``synthfast train generator``: a diffusion model with the EDM or the DDPM loss."""
+
+    dataset: str = option(
+        "digits", "digits, mnist, cifar10, cifar100, celeba, imagenet, folder:DIR, npz:FILE or a shard folder."
+    )
+    out: str = option("runs/generator", "Folder for the checkpoint.", metavar="DIR")
+    steps: int = option(4_000, "Optimizer steps.")
+    batch_size: int = option(128, "Images in a step, over all ranks.")
+    lr: float = option(1e-3, "Learning rate of AdamW after the warm-up.")
+    warmup: int = option(200, "Steps of linear warm-up.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    clip_norm: float = option(1.0, "Largest gradient norm.")
+    ema: float = option(0.999, "Decay of the averaged weights a step; they are what is saved and sampled from.")
+    loss: str = option(
+        "edm",
+        "edm (Karras et al. 2022), or ddpm with a linear or a cosine schedule.",
+        choices=("edm", "ddpm-linear", "ddpm-cosine"),
+    )
+    prediction: str = option(
+        "epsilon", "ddpm losses: what the network predicts.", choices=("epsilon", "v_prediction", "sample")
+    )
+    sigma_data: float = option(0.5, "edm loss: standard deviation of the data in [-1, 1].")
+    label_dropout: float = option(0.1, "Share of labels dropped, so that guidance works; labelled data only.")
+    conditional: bool = option(True, "Use the labels where the data has them.")
+    flip: bool | None = option(None, "Flip half of the images; on for cifar, celeba and imagenet if not given.")
+    image_size: int | None = option(None, "Side that celeba, imagenet (64 if not given) and folders are resized to.")
+    data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
+    download: bool = option(False, "Download the data set if it is missing.")
+    seed: int = option(0, "Weights, order, noise and augmentation depend on it.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option("auto", "auto is bf16 where the GPU has it, else fp32.", choices=("auto", "fp32", "bf16"))
+    compile: bool = option(False, "Train through torch.compile.")
+    checkpoint_every: int = option(1_000, "Steps between checkpoints.")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
+        _require(self.lr > 0, "--lr", self.lr, "a positive number")
+        _require(self.warmup >= 0, "--warmup", self.warmup, "a whole number of at least 0")
+        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "a number of at least 0")
+        _require(self.clip_norm > 0, "--clip-norm", self.clip_norm, "a positive number")
+        _require(0 <= self.ema < 1, "--ema", self.ema, "a number from 0 to below 1")
+        _require(self.sigma_data > 0, "--sigma-data", self.sigma_data, "a positive number")
+        _require(0 <= self.label_dropout < 1, "--label-dropout", self.label_dropout, "a number from 0 to below 1")
+        _require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """``synthfast train classifier``: standard training on real images, synthetic ones, or both."""
+
+    dataset: str = option("digits", "Real images: digits, mnist, cifar10, ..., folder:DIR, npz:FILE or a shard folder.")
+    synthetic: tuple[str, ...] = option(
+        (), "Folder of labelled synthetic shards; may be given several times.", metavar="DIR"
+    )
+    fraction: float | None = option(
+        None, "Share of synthetic images in a batch: 0 uses real ones only, 1 synthetic ones only; 0.5 if not given."
+    )
+    out: str = option("runs/classifier", "Folder for the checkpoint.", metavar="DIR")
+    steps: int = option(1_000, "Optimizer steps.")
+    batch_size: int = option(128, "Images in a step.")
+    lr: float = option(
+        0.1, "Highest learning rate of SGD, reached after a tenth of the steps; then it falls along a cosine."
+    )
+    weight_decay: float = option(5e-4, "Weight decay of SGD.")
+    data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
+    download: bool = option(False, "Download the data set if it is missing.")
+    seed: int = option(0, "Weights and order depend on it.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
+        _require(self.lr > 0, "--lr", self.lr, "a positive number")
+        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "a number of at least 0")
+        _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
+        if self.fraction is not None and self.fraction > 0 and not self.synthetic:
+            raise UsageError(f"--fraction {self.fraction}: expected --synthetic DIR beside it, found none; add one")
+        _require_seed(self.seed)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(condition: bool, flag: str, value: object, expected: str) -> None:
+    if not condition:
+        raise UsageError(f"{flag} {value}: expected {expected}")
+
+
+def _require_seed(seed: int) -> None:
+    _require(-(2**63) <= seed < 2**63, "--seed", seed, "a whole number from -2^63 to 2^63 - 1")
+
+
+def make_config(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """An instance of a stage's dataclass from plain values.
+
+    Args:
+        cls: one of the dataclasses above.
+        values: field name to value; missing ones take their defaults.
+        where: starts the messages, such as the path of a TOML file.
+
+    Raises UsageError for unknown keys, wrong types and bad values, in one line.
+    """
+    prefix = f"{where}: " if where else ""
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    checked = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UsageError(f"{prefix}unknown key '{name}'; expected one of {', '.join(fields)}")
+        checked[name] = _checked(hints[name], value, f"{prefix}{name}")
+        choices = fields[name].metadata.get("choices")
+        if choices and checked[name] is not None and checked[name] not in choices:
+            raise UsageError(f"{prefix}{name}: expected one of {', '.join(choices)}, found {value!r}")
+    try:
+        return cls(**checked)
+    except UsageError as error:
+        raise UsageError(f"{prefix}{error}") from None
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type: str, int, float, bool, tuple[str, ...], or one of these or None."""
+    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in alternatives:
+        return None
+    kind = next(item for item in alternatives if item is not type(None))
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise UsageError(f"{where}: expected a list of strings, found {value!r}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+        raise UsageError(f"{where}: expected {names[kind]}, found {value!r}")
+    return value
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a TOML file; one-line UsageError if it is missing or broken."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such configuration file; check --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not a readable TOML file ({error}); correct it") from None
+
+
+def to_toml(config: Any) -> str:
+    """The dataclass as TOML text, which ``read_toml`` and ``make_config`` turn back into an equal one. None is left out."""
+    lines = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value is not None:
+            lines.append(f"{item.name} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value)  # inf and nan are written alike in both languages
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,88 @@
+"""Ranks of a torchrun launch, and the device of this one. Without torchrun everything is a single rank."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from synthfast.errors import UsageError
+
+Value = TypeVar("Value")
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for "auto" (a GPU if there is one), "cpu", "cuda" (one GPU a rank) or "cuda:N"."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(number) if number else local_rank
+    if index >= count:
+        raise UsageError(f"--device {name}: GPU {index} is wanted, found {count} usable GPUs; use --device cpu")
+    return torch.device("cuda", index)
+
+
+class Ranks:
+    """The processes that share one job; a context manager that joins them and leaves them.
+
+    Attributes:
+        rank, world_size: this process among all; 0 and 1 without torchrun.
+        device: where this rank computes.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        self._counts: dict[str, int] = {}
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> Ranks:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for every rank (on the CPU)."""
+        if self.world_size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+    def broadcast(self, value: Value) -> Value:
+        """Rank 0's ``value``, a small picklable object of our own, on every rank."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all ranks."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(total)
+        return float(total) / self.world_size
+
+    def add(self, name: str, amount: int) -> int:
+        """Add to a counter that all ranks share and return its value; no rank waits for another."""
+        if self.world_size > 1:
+            return dist.distributed_c10d._get_default_store().add(f"synthfast/{name}", amount)
+        self._counts[name] = self._counts.get(name, 0) + amount
+        return self._counts[name]

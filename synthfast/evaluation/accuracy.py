@@ -1,0 +1,71 @@
+"""``synthfast score accuracy``: share of images that a classifier gets right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from synthfast.artifacts import load_checkpoint
+from synthfast.data import ImageSet
+from synthfast.errors import SynthfastError, UsageError
+from synthfast.models.small_cnn import SmallCNN, SmallCNNConfig
+from synthfast.training.batches import to_model
+
+
+def load_classifier(folder: str | Path, device: torch.device) -> tuple[nn.Module, dict[str, object]]:
+    """A classifier of ``synthfast train classifier``, in evaluation mode, and its configuration."""
+    config, tensors = load_checkpoint(folder, "classifier")
+    try:
+        shape = dict(config["model"])
+        shape.pop("name")
+        model = SmallCNN(SmallCNNConfig(**{**shape, "widths": tuple(shape["widths"])}))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SynthfastError(f"{folder}: the weights do not fit config.json ({reason}); train again") from error
+    return model.to(device).eval(), config
+
+
+def predict(model: nn.Module, images: ImageSet, device: torch.device, batch_size: int = 512) -> np.ndarray:
+    """The class that ``model`` gives each image: int64 [n]."""
+    predictions = []
+    with torch.inference_mode():
+        for first in range(0, len(images), batch_size):
+            batch = torch.from_numpy(images.read(np.arange(first, min(first + batch_size, len(images)))))
+            predictions.append(model(to_model(batch, device)).argmax(1).cpu().numpy())
+    return np.concatenate(predictions)
+
+
+def accuracy(folder: str | Path, images: ImageSet, device: torch.device) -> dict[str, dict]:
+    """Accuracy of a classifier on labelled images, over all and per class, each with its interval.
+
+    Returns {"metrics": {"accuracy": {...}}, "groups": {"class": {"0": {"accuracy": {...}}, ...}}} of the result format, a value
+    being {"value": share in [0, 1], "ci": [low, high], "count": images}; see :func:`wilson_interval`.
+    """
+    model, config = load_classifier(folder, device)
+    if images.labels is None:
+        raise UsageError(f"{images.name}: has no labels, accuracy needs them; choose another source")
+    if list(images.shape) != config["shape"] or images.classes != config["classes"]:
+        raise UsageError(
+            f"{images.name}: expected images {config['shape']} in {config['classes']} classes as {folder} was trained on, "
+            f"found {list(images.shape)} in {images.classes}; choose a source that fits"
+        )
+    right = predict(model, images, device) == images.labels
+    per_class = {str(k): {"accuracy": _share(right[images.labels == k])} for k in np.unique(images.labels)}
+    return {"metrics": {"accuracy": _share(right)}, "groups": {"class": per_class}}
+
+
+def _share(right: np.ndarray) -> dict[str, object]:
+    return {"value": float(right.mean()), "ci": wilson_interval(int(right.sum()), len(right)), "count": len(right)}
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.959964) -> list[float]:
+    """The 95% interval of a share by Wilson's score (1927): [low, high] within [0, 1]."""
+    share = successes / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return [max(0.0, middle - half), min(1.0, middle + half)]

@@ -1,0 +1,232 @@
+"""What can be sampled from, and where it is loaded from.
+
+Anything with the few attributes and the one method of :class:`Generator` is a generator. ``--generator py:module:function``
+calls ``function(device)`` of an importable module (the current folder included) and samples from what it returns::
+
+    class Noise:
+        name, shape, classes = "noise", (8, 8, 1), 10          # (H, W, C)
+
+        def sample(self, index, labels, seed):                  # int64 [N], int64 [N] or None, int
+            x = torch.empty(len(index), 1, 8, 8)
+            return ops.philox_normal_(x, index, seed, ops.Stream.NOISE)   # float [N, C, H, W], about in [-1, 1]
+
+    def make(device):
+        return Noise()
+
+``sample`` must give image i from (seed, index i, label i) alone; that is what makes a run independent of its batches and
+ranks. ``synthfast.ops`` has the random numbers for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from synthfast import assets, diffusion
+from synthfast.artifacts import CHECKPOINT_CONFIG, load_checkpoint, read_json, sha256_file
+from synthfast.config import SampleConfig
+from synthfast.errors import SynthfastError, UsageError
+from synthfast.models.diffusers_format import (
+    assign_weights,
+    load_diffusers_unet,
+    read_scheduler_config,
+    resolve_model_folder,
+)
+from synthfast.models.unet import UNet2D
+from synthfast.models.unet_config import UNet2DConfig
+
+_SOLVER_OPTIONS = tuple(field.name for field in dataclasses.fields(diffusion.SolverConfig) if field.name != "name")
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Generator(Protocol):
+    """A source of images.
+
+    Attributes:
+        name: for manifests and reports.
+        shape: (H, W, C).
+        classes: number of classes, or None for a generator without labels.
+
+    A ``fingerprint`` (a string that changes with the weights) and ``facts`` (JSON values for the manifest) are taken
+    where they exist.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int | None
+
+    def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        """Images float [N, C, H, W] in [-1, 1] (what lies outside is clamped) for ``index`` int64 [N] on the device."""
+        ...
+
+
+@dataclasses.dataclass
+class DiffusionGenerator:
+    """A diffusion network with its solver.
+
+    unet: any network ``(x, t, labels) -> output``, see :data:`synthfast.diffusion.Model`.
+    table: the solver, see :func:`synthfast.diffusion.make_table`.
+    null_label: the label for no class, which guidance needs; None where there is none.
+    guidance: classifier-free guidance weight, or None.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int | None
+    fingerprint: str
+    unet: diffusion.Model
+    table: diffusion.SolverTable
+    null_label: int | None = None
+    guidance: float | None = None
+    precision: torch.dtype = torch.float32
+
+    def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        height, width, channels = self.shape
+        return diffusion.sample(
+            self.unet,
+            self.table,
+            index,
+            shape=(channels, height, width),
+            seed=seed,
+            labels=labels,
+            null_label=self.null_label,
+            guidance=self.guidance,
+            autocast=None if self.precision == torch.float32 else self.precision,
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The solver and the guidance as the manifest records them; infinity is written "inf"."""
+        solver = dataclasses.asdict(self.table.config)
+        return {"solver": {k: "inf" if v == float("inf") else v for k, v in solver.items()}, "guidance": self.guidance}
+
+
+def load_generator(config: SampleConfig, device: torch.device) -> Generator:
+    """The generator that ``config.generator`` names, on ``device``, with the solver that ``config`` asks for.
+
+    Raises:
+        UsageError: solver options that the generator does not have.
+        SynthfastError: missing, broken or unfitting weights.
+    """
+    spec = config.generator
+    if spec.startswith("py:"):
+        return _from_python(config, device)
+    if spec == "digits":
+        return _from_checkpoint(assets.DIGITS_GENERATOR, config, device)
+    folder = Path(spec)
+    if (folder / CHECKPOINT_CONFIG).is_file() and "kind" in read_json(folder / CHECKPOINT_CONFIG, "checkpoint"):
+        return _from_checkpoint(folder, config, device)
+    return _from_diffusers(config, device)
+
+
+def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -> DiffusionGenerator:
+    header, weights = load_checkpoint(folder, "diffusion")
+    try:
+        with torch.device("meta"):
+            unet = UNet2D(UNet2DConfig.from_dict(header["unet"]))
+        parameterization = diffusion.from_dict(header["parameterization"])
+        default = dict(header["sampler"])
+        name, shape, classes, null_label = header["name"], header["shape"], header["classes"], header["null_label"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong {error}; train again") from error
+    assign_weights(unet, weights, source=folder)
+    return DiffusionGenerator(
+        name=name,
+        shape=tuple(shape),
+        classes=classes,
+        fingerprint=header["sha256"],
+        unet=_ready(unet, config, device),
+        table=diffusion.make_table(parameterization, _solver(config, default)),
+        null_label=null_label,
+        guidance=config.guidance,
+        precision=_PRECISIONS[config.precision],
+    )
+
+
+def _from_diffusers(config: SampleConfig, device: torch.device) -> DiffusionGenerator:
+    folder = resolve_model_folder(config.generator, allow_pickle=config.allow_pickle)
+    schedule = read_scheduler_config(folder)
+    if schedule is None:
+        raise SynthfastError(
+            f"{folder}: no scheduler_config.json, which says what noise the model was trained with; put it beside config.json"
+        )
+    parameterization = diffusion.from_scheduler_config(schedule)
+    unet = load_diffusers_unet(folder, allow_pickle=config.allow_pickle)
+    size = unet.config.sample_size
+    if size is None:
+        raise SynthfastError(f"{folder / 'config.json'}: no sample_size, so the image size is unknown; add it")
+    height, width = (size, size) if isinstance(size, int) else size
+    classes = unet.config.num_class_embeds
+    weights = sorted(
+        path for path in folder.glob("diffusion_pytorch_model*") if path.suffix in (".safetensors", ".bin")
+    )
+    return DiffusionGenerator(
+        name=config.generator,
+        shape=(height, width, unet.config.in_channels),
+        classes=classes,
+        fingerprint=hashlib.sha256("".join(map(sha256_file, weights)).encode()).hexdigest(),
+        unet=_ready(unet, config, device),
+        table=diffusion.make_table(parameterization, _solver(config, {"name": "dpmpp-2m", "steps": 25})),
+        guidance=config.guidance,
+        precision=_PRECISIONS[config.precision],
+    )
+
+
+def _ready(unet: UNet2D, config: SampleConfig, device: torch.device) -> diffusion.Model:
+    unet = unet.to(device).eval().requires_grad_(False)
+    return torch.compile(unet, dynamic=False) if config.compile else unet
+
+
+def _solver(config: SampleConfig, default: dict[str, Any]) -> diffusion.SolverConfig:
+    """The solver asked for; options that were not given come from ``default`` where that is the same solver."""
+    name = config.solver or default["name"]
+    given = {key: getattr(config, key) for key in _SOLVER_OPTIONS if getattr(config, key) is not None}
+    base = {key: value for key, value in default.items() if key != "name"} if name == default["name"] else {}
+    if "steps" not in given and "steps" in default:
+        base["steps"] = default["steps"]
+    return diffusion.SolverConfig(name=name, **{**base, **given})
+
+
+def _from_python(config: SampleConfig, device: torch.device) -> Generator:
+    given = [key for key in ("solver", "guidance", *_SOLVER_OPTIONS) if getattr(config, key) is not None]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
+    _, _, rest = config.generator.partition(":")
+    module_name, colon, function_name = rest.partition(":")
+    if not colon or not module_name or not function_name:
+        raise UsageError(f"--generator {config.generator}: expected py:module:function")
+    try:
+        with _current_folder_importable():
+            module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--generator {config.generator}: cannot be imported ({error}); check the name") from error
+    generator = function(device)
+    missing = [name for name in ("name", "shape", "classes", "sample") if not hasattr(generator, name)]
+    if missing:
+        raise SynthfastError(
+            f"--generator {config.generator}: what it returned lacks {', '.join(missing)}; "
+            "see synthfast.sampling.generators for the protocol"
+        )
+    if not hasattr(generator, "fingerprint"):
+        source = getattr(module, "__file__", None)
+        generator.fingerprint = sha256_file(source) if source else "unknown"
+    return generator
+
+
+@contextlib.contextmanager
+def _current_folder_importable():
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,91 @@
+"""Training state on disk: everything that a run needs to go on as if it had never stopped, in one atomic file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthfast.artifacts import load_tensors, save_tensors
+from synthfast.data.manifest import first_difference
+from synthfast.errors import SynthfastError, UsageError
+
+STATE_FILE = "training-state.safetensors"
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    config: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write the weights of ``modules``, the optimizer's tensors, the step and the configuration."""
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
+    metadata = {"step": str(step), "config": json.dumps(dict(config))}
+    save_tensors(folder / STATE_FILE, tensors, metadata)
+
+
+def load_state(
+    folder: Path,
+    config: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    *,
+    may_differ: tuple[str, ...] = (),
+) -> int:
+    """Restore what :func:`save_state` wrote and return its step; 0 where the folder has no state yet.
+
+    A state of another configuration is refused with the first difference, keys in ``may_differ`` aside.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        return 0
+    metadata = _metadata(path)
+    old = {key: value for key, value in metadata["config"].items() if key not in may_differ}
+    new = {key: value for key, value in json.loads(json.dumps(dict(config))).items() if key not in may_differ}
+    difference = first_difference(old, new)
+    if difference is not None:
+        key, was, now = difference
+        raise UsageError(
+            f"--{key.replace('_', '-')}: {folder} was made with {was}, this command says {now}; "
+            "repeat the command that made it, or choose another --out"
+        )
+    tensors = load_tensors(path)
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(_under(tensors, name))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, "optimizer").items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SynthfastError(f"{path}: does not fit this model ({reason}); choose another --out") from error
+    return metadata["step"]
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        step, config = int(metadata["step"]), json.loads(metadata["config"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise SynthfastError(f"{path}: not a readable training state ({error}); remove it to start again") from error
+    if step < 0 or not isinstance(config, dict):
+        raise SynthfastError(f"{path}: not a readable training state (step {step}); remove it to start again")
+    return {"step": step, "config": config}
