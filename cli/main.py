@@ -7,6 +7,7 @@ that ``--help`` needs no torch.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 
@@ -90,7 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo("synthfast: " + " ".join(message.split()), err=True)
+    rank = os.environ.get("RANK", "0")
+    who = "synthfast" if rank == "0" else f"synthfast (rank {rank})"
+    click.echo(f"{who}: " + " ".join(message.split()), err=True)
     sys.exit(status)
 
 

@@ -96,7 +96,7 @@ def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
         raise os_error(path, error) from error
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SynthfastError(f"{path}: the {what} is not valid JSON ({error}); restore or remake it") from error
     if not isinstance(value, dict):
         raise SynthfastError(f"{path}: the {what} must be a JSON object, found {type(value).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from types import TracebackType
 from typing import Any, TypeVar
@@ -52,7 +53,9 @@ class Ranks:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+            # A rank may wait at a barrier for as long as another takes over its last shard.
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
