@@ -6,17 +6,14 @@ index); a pipeline folder holds the model in ``unet/`` and its noise schedule in
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from synthfast.artifacts import load_tensors, read_json
 from synthfast.errors import SynthfastError
 from synthfast.models.unet import UNet2D, UNet2DConfig
 
@@ -72,7 +69,7 @@ def load_diffusers_unet(
     file, and weights that are missing, unexpected or of another shape.
     """
     folder = resolve_model_folder(path_or_id, allow_pickle=allow_pickle)
-    values = _read_json(folder / CONFIG_NAME)
+    values = read_json(folder / CONFIG_NAME, "model configuration")
     model_class = values.get("_class_name", _MODEL_CLASSES[0])
     if model_class not in _MODEL_CLASSES:
         raise SynthfastError(f"{folder / CONFIG_NAME} describes a {model_class}; supported: {_MODEL_CLASSES[0]}")
@@ -121,7 +118,7 @@ def read_scheduler_config(folder: str | Path) -> dict[str, Any] | None:
     folder = Path(folder)
     for place in (folder, folder / "scheduler", folder.parent / "scheduler"):
         if (place / SCHEDULER_NAME).is_file():
-            return _read_json(place / SCHEDULER_NAME)
+            return read_json(place / SCHEDULER_NAME, "noise schedule")
     return None
 
 
@@ -151,19 +148,9 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SynthfastError(f"cannot read {path} as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise SynthfastError(f"{path} holds a JSON {type(values).__name__}; expected an object")
-    return values
-
-
 def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if (folder / WEIGHTS_NAME).is_file():
-        return _read_safetensors(folder / WEIGHTS_NAME)
+        return load_tensors(folder / WEIGHTS_NAME)
     if (folder / INDEX_NAME).is_file():
         return _read_shards(folder)
     pickled = folder / PICKLE_NAME
@@ -172,38 +159,19 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
             f"{folder} has no {WEIGHTS_NAME}; if the model is published as {PICKLE_NAME} only, convert it to "
             "safetensors or allow pickled weights"
         )
-    if not allow_pickle:
-        raise SynthfastError(
-            f"{pickled} is a pickle, which can run code when it is read; convert it to safetensors, "
-            "or allow it with allow_pickle=True (--allow-pickle)"
-        )
-    try:
-        weights = torch.load(pickled, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise SynthfastError(f"cannot read {pickled}: {reason}") from None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise SynthfastError(f"{pickled} holds no state dict; expected names and tensors")
-    return weights
+    return load_tensors(pickled, allow_pickle=allow_pickle)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
+    weight_map = read_json(folder / INDEX_NAME, "index of weights").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise SynthfastError(f"{folder / INDEX_NAME} has no weight_map; expected weight names and their files")
     weights: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise SynthfastError(f"{folder / INDEX_NAME} points to {name!r}; expected a file in the same folder")
-        weights.update(_read_safetensors(folder / name))
+        weights.update(load_tensors(folder / name))
     return weights
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SynthfastError(f"cannot read the weights {path}: {error}; the file is missing or damaged") from None
 
 
 def _current_key(key: str) -> str:
