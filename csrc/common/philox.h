@@ -69,8 +69,9 @@ SF_HD float log_unit(float x) {
   return (m + result) + exponent * 0.693359375f;
 }
 
-// Box and Muller (1958): two words to two normals. The first word's upper 24 bits give the radius from (k + 1/2) 2^-24; the
-// second's upper 2 bits give the quadrant and the next 24 the position in it, so sine and cosine need only [-pi/4, pi/4).
+// Box and Muller (1958): two words to two normals. The first word's upper 24 bits give the radius from u = (k + 1/2) 2^-24,
+// rounded to float (so u may be 1, and the radius 0); the second's upper 2 bits give the quadrant and the next 24 the
+// position in it, so sine and cosine need only [-pi/4, pi/4).
 SF_HD void normal_pair(uint32_t first, uint32_t second, float& z0, float& z1) {
   const float u = static_cast<float>(static_cast<int32_t>(first >> 8)) * 0x1p-24f + 0x1p-25f;
   const float radius = sqrt_rounded(-2.0f * log_unit(u));

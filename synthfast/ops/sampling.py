@@ -131,7 +131,10 @@ def _(out: Tensor, index: Tensor, seed: int, stream: int, step: int) -> None:
 
 @torch.library.register_fake("synthfast::solver_step")
 def _(x, model_output, coefficients, index, seed, step, unconditional=None, previous=None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
+    # As `dense` in csrc/common/check.h: what is neither contiguous nor channels_last becomes contiguous.
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    layout = torch.preserve_format if dense else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout), torch.empty_like(x, memory_format=layout)
 
 
 @torch.library.register_fake("synthfast::solver_step_")

@@ -1,0 +1,192 @@
+"""Measures a function of ours against its peers: outputs compared first, then timed in one interleaved run.
+
+A benchmark is a list of cases; a case is a dictionary of variants that do the same work, ours and the peers'. Each case is
+checked by its own function before anything is timed. Then every variant is warmed up and all are timed in random order, round
+by round, so that a slow moment of the machine hits all alike. Reported are medians and quartiles of the rounds, and the ratio of
+a peer's median to ours, as well as the median of the ratios round by round, which noise moves less.
+
+Results go to JSON with hardware, versions and commit; a table goes to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthfast import ops
+from synthfast.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: what is done and on what, such as "ddpm row, [512, 3, 32, 32] float32".
+        ours: the key of our variant.
+        variants: name to function without arguments.
+        check: raises AssertionError unless the variants agree; called once before timing.
+        bytes_moved: memory traffic of the fused operation, for the bandwidth column; None where it means nothing.
+        items, unit: work done by one call, such as 256 images; None to report milliseconds only.
+    """
+
+    name: str
+    ours: str
+    variants: Mapping[str, Callable[[], object]]
+    check: Callable[[], None]
+    bytes_moved: int | None = None
+    items: int | None = None
+    unit: str = "images"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has: --device, --threads, --rounds, --out."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME-DEVICE.json")
+    return parser
+
+
+def run(name: str, cases: list[Case], options: argparse.Namespace) -> dict[str, Any]:
+    """Check and time every case, write the JSON file, print the table, return what was written."""
+    results = [_measure(case, options) for case in cases]
+    report = {
+        "benchmark": name,
+        "device": options.device,
+        "environment": {**environment(), "cpu_capability": ops.cpu_capability(), "build": ops.build_facts()},
+        "commit": _commit(),
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "peak_memory_bytes": _peak_memory(options.device),
+        "cases": results,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{name}-{options.device}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+    print(f"\nwritten to {path}")
+    return report
+
+
+def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    case.check()
+    timer = _cuda_timer if options.device == "cuda" else _cpu_timer
+    seconds: dict[str, list[float]] = {name: [] for name in case.variants}
+    repeats = {}
+    for name, function in case.variants.items():
+        for _ in range(3):
+            function()
+        once = max(timer(function, 1), 1e-7)
+        repeats[name] = max(1, min(1000, round(2e-3 / once)))  # at least about 2 ms a measurement
+    order = random.Random(0)
+    for _ in range(options.rounds):
+        names = list(case.variants)
+        order.shuffle(names)
+        for name in names:
+            seconds[name].append(timer(case.variants[name], repeats[name]))
+    ours = seconds[case.ours]
+    variants = {}
+    for name, times in seconds.items():
+        low, middle, high = statistics.quantiles(times, n=4)
+        entry: dict[str, Any] = {"median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
+        if name != case.ours:
+            entry["times_ours"] = middle / statistics.median(ours)
+            entry["times_ours_by_round"] = statistics.median(a / b for a, b in zip(times, ours, strict=True))
+        if case.items is not None:
+            entry[f"{case.unit}_per_second"] = case.items / middle
+        if case.bytes_moved is not None and name == case.ours:
+            entry["gigabytes_per_second"] = case.bytes_moved / middle / 1e9
+        variants[name] = entry
+    return {"case": case.name, "ours": case.ours, "variants": variants}
+
+
+def _cpu_timer(function: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def _cuda_timer(function: Callable[[], object], repeats: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats / 1e3
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The results as a Markdown table."""
+    where = ", ".join(report["environment"]["gpus"]) if report["device"] == "cuda" else report["environment"]["cpu"]
+    lines = [
+        f"### {report['benchmark']} on {report['device']} ({where}, {report['threads']} threads)",
+        "",
+        "| case | variant | median ms (quartiles) | time / ours (by round) | rate |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for case in report["cases"]:
+        for name, entry in case["variants"].items():
+            low, high = entry["quartiles_ms"]
+            ratio = "1" if name == case["ours"] else f"{entry['times_ours']:.2f} ({entry['times_ours_by_round']:.2f})"
+            rates = [f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith("_second")]
+            marked = f"**{name}**" if name == case["ours"] else name
+            lines.append(
+                f"| {case['case']} | {marked} | {entry['median_ms']:.3f} ({low:.3f} to {high:.3f}) | {ratio} "
+                f"| {', '.join(rates)} |"
+            )
+    return "\n".join(lines)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float, what: str) -> None:
+    """AssertionError unless two tensors agree within ``tolerance``."""
+    assert a.shape == b.shape, f"{what}: shapes {list(a.shape)} and {list(b.shape)}"
+    difference = (a.float() - b.float()).abs().max().item()
+    assert difference <= tolerance, f"{what}: outputs differ by {difference}, more than {tolerance}"
+
+
+def _peak_memory(device: str) -> dict[str, int]:
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _commit() -> str:
+    """The commit of the working tree, with "-dirty" if files other than results were changed; "unknown" without git."""
+    here = Path(__file__).parent.parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", ".", ":!bench/results"],
+            cwd=here, capture_output=True, text=True, check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("-dirty" if changed.strip() else "")
+
+
+def prepare(options: argparse.Namespace) -> torch.device:
+    """Set the number of threads and return the device; stops with one line where there is no GPU."""
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda" and (not torch.cuda.is_available() or ops.cuda_problem is not None):
+        sys.exit(f"no CUDA device or kernels: {ops.cuda_problem or 'torch sees no GPU'}")
+    return torch.device(options.device)
