@@ -147,7 +147,9 @@ def table(report: Mapping[str, Any]) -> str:
         for name, entry in case["variants"].items():
             low, high = entry["quartiles_ms"]
             ratio = "1" if name == case["ours"] else f"{entry['times_ours']:.2f} ({entry['times_ours_by_round']:.2f})"
-            rates = [f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith("_second")]
+            rates = [
+                f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith("_second")
+            ]
             marked = f"**{name}**" if name == case["ours"] else name
             lines.append(
                 f"| {case['case']} | {marked} | {entry['median_ms']:.3f} ({low:.3f} to {high:.3f}) | {ratio} "
@@ -177,7 +179,10 @@ def _commit() -> str:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--", ".", ":!bench/results"],
-            cwd=here, capture_output=True, text=True, check=True,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
-
 from synthfast.cli.options import config_options
 from synthfast.cli.progress import Bar, duration
+
 from synthfast.config import SampleConfig
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import click
-
 from synthfast.cli.progress import Bar
 
 
@@ -59,7 +58,8 @@ def _words(value: object) -> str:
 @click.argument("folder", metavar="DIR")
 def verify(folder: str) -> None:
     """Read a shard folder whole and compare it with its manifest; exit status 1 if anything is wrong."""
-    from synthfast.data import summary, verify as check
+    from synthfast.data import summary
+    from synthfast.data import verify as check
 
     with Bar("verifying") as bar:
         problems = check(folder, lambda done, total: bar.update(done, total, "bytes"))

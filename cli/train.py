@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-
 from synthfast.cli.options import config_options
 from synthfast.cli.progress import Bar, duration
+
 from synthfast.config import ClassifierConfig, GeneratorConfig
 
 if TYPE_CHECKING:

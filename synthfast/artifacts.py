@@ -6,6 +6,7 @@ content or the new one and never a part. Weights are safetensors; a pickle is re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -67,10 +68,8 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
             os.fsync(file.fileno())
         commit_temporary(path)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error is the one to report
         raise os_error(path, error) from error
 
 

@@ -1,6 +1,6 @@
 """quantize_uint8 against eager PyTorch and torch.compile.
 
-    python -m bench.ops.quantize_uint8 [--device cuda] [--threads 2]
+python -m bench.ops.quantize_uint8 [--device cuda] [--threads 2]
 """
 
 from __future__ import annotations

@@ -42,7 +42,12 @@ def eager(row: tuple[float, ...], parts: str) -> Callable[..., Tensor]:
 
 
 def make_case(
-    title: str, row: tuple[float, ...], parts: str, device: torch.device, layout: torch.memory_format, dtype: torch.dtype
+    title: str,
+    row: tuple[float, ...],
+    parts: str,
+    device: torch.device,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
 ) -> harness.Case:
     torch.manual_seed(0)
     x, m, p, mu = (torch.randn(SHAPE, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(4))
@@ -59,7 +64,13 @@ def make_case(
 
     def fused_in_place() -> None:
         ops.solver_step_(
-            state, m, coefficients, index, seed=1, step=2, unconditional=unconditional,
+            state,
+            m,
+            coefficients,
+            index,
+            seed=1,
+            step=2,
+            unconditional=unconditional,
             history=history if "p" in parts else None,
         )
 

@@ -57,8 +57,8 @@ def uniforms(bits: Tensor) -> Tensor:
 def normals(bits: Tensor) -> Tensor:
     """float32 standard normals from 32-bit words [N, 4k], two words each pair (Box and Muller, 1958).
 
-    The first word gives the radius from u = (upper 24 bits + 1/2) 2^-24, rounded to float32, the second the angle: its upper 2 bits the quadrant,
-    the next 24 the position t in [-1/2, 1/2) around the quadrant's axis.
+    The first word gives the radius from u = (upper 24 bits + 1/2) 2^-24, rounded to float32; the second the angle: its upper
+    2 bits the quadrant, the next 24 the position t in [-1/2, 1/2) around the quadrant's axis.
     """
     first, second = bits.reshape(len(bits), -1, 2).unbind(-1)
     unit = (first >> 8).float() * 2.0**-24 + 2.0**-25
