@@ -1,14 +1,37 @@
-"""``python -m bench [options]`` runs every benchmark, each in its own process, and stops at the first that fails."""
+"""``python -m bench [options]`` runs every benchmark, each in its own process, and ends with a table of all.
+
+It stops at the first benchmark that fails. ``--ops`` leaves the pipelines out.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.ops.philox_normal", "bench.ops.solver_step", "bench.ops.quantize_uint8", "bench.pipeline.sample")
+from bench import harness
 
-for module in BENCHMARKS:
-    status = subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], check=False).returncode
-    print(flush=True)
-    if status:
-        sys.exit(status)
+OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8")
+PIPELINES = ("sample",)
+
+
+def main() -> None:
+    parser = harness.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--ops", action="store_true", help="the operations only")
+    options = parser.parse_args()
+    passed_on = [argument for argument in sys.argv[1:] if argument != "--ops"]
+    modules = [f"bench.ops.{name}" for name in OPERATIONS]
+    if not options.ops:
+        modules += [f"bench.pipeline.{name}" for name in PIPELINES]
+    reports = []
+    for module in modules:
+        status = subprocess.run([sys.executable, "-m", module, *passed_on], check=False).returncode
+        if status:
+            sys.exit(status)
+        name = module.rpartition(".")[2]
+        reports.append(json.loads((options.out / f"{name}-{options.device}.json").read_text()))
+        print(flush=True)
+    print(harness.summary(reports))
+
+
+main()

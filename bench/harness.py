@@ -3,7 +3,8 @@
 A benchmark is a list of cases; a case is a dictionary of variants that do the same work, ours and the peers'. Each case is
 checked by its own function before anything is timed. Then every variant is warmed up and all are timed in random order, round
 by round, so that a slow moment of the machine hits all alike. Reported are medians and quartiles of the rounds, and the ratio of
-a peer's median to ours, as well as the median of the ratios round by round, which noise moves less.
+a peer's median to ours, as well as the median of the ratios round by round, which noise moves less. Where the memory traffic of
+an operation is known, a plain copy with the same traffic is timed beside it: the fraction of the memory's speed that is reached.
 
 Results go to JSON with hardware, versions and commit; a table goes to standard output.
 """
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from synthfast import ops
 from synthfast.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+COPY = "copy_ of as many bytes"
 
 
 @dataclasses.dataclass
@@ -63,7 +65,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(name: str, cases: list[Case], options: argparse.Namespace) -> dict[str, Any]:
+def describe(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], layout: torch.memory_format = torch.contiguous_format
+) -> str:
+    """Shape, types and layout for the name of a case, such as "[512, 3, 32, 32] float32/bfloat16 channels_last"."""
+    types = "/".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return f"{list(shape)} {types}" + (" channels_last" if layout == torch.channels_last else "")
+
+
+def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> dict[str, Any]:
     """Check and time every case, write the JSON file, print the table, return what was written."""
     results = [_measure(case, options) for case in cases]
     report = {
@@ -85,26 +95,39 @@ def run(name: str, cases: list[Case], options: argparse.Namespace) -> dict[str, 
 
 
 def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    torch.compiler.reset()  # cases share code; entries of other cases would count against torch.compile's limit
     case.check()
+    timed = dict(case.variants)
+    if case.bytes_moved is not None:
+        source = torch.zeros(case.bytes_moved // 2, dtype=torch.uint8, device=options.device)
+        target = torch.empty_like(source)
+        timed[COPY] = lambda: target.copy_(source)
     timer = _cuda_timer if options.device == "cuda" else _cpu_timer
-    seconds: dict[str, list[float]] = {name: [] for name in case.variants}
-    repeats = {}
-    for name, function in case.variants.items():
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    repeats, new_memory = {}, {}
+    for name, function in timed.items():
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         for _ in range(3):
             function()
+        if options.device == "cuda":
+            new_memory[name] = torch.cuda.max_memory_allocated() - before
         once = max(timer(function, 1), 1e-7)
         repeats[name] = max(1, min(1000, round(2e-3 / once)))  # at least about 2 ms a measurement
     order = random.Random(0)
     for _ in range(options.rounds):
-        names = list(case.variants)
+        names = list(timed)
         order.shuffle(names)
         for name in names:
-            seconds[name].append(timer(case.variants[name], repeats[name]))
+            seconds[name].append(timer(timed[name], repeats[name]))
     ours = seconds[case.ours]
     variants = {}
     for name, times in seconds.items():
         low, middle, high = statistics.quantiles(times, n=4)
         entry: dict[str, Any] = {"median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
+        if name in new_memory:
+            entry["peak_new_memory_bytes"] = new_memory[name]
         if name != case.ours:
             entry["times_ours"] = middle / statistics.median(ours)
             entry["times_ours_by_round"] = statistics.median(a / b for a, b in zip(times, ours, strict=True))
@@ -114,6 +137,30 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             entry["gigabytes_per_second"] = case.bytes_moved / middle / 1e9
         variants[name] = entry
     return {"case": case.name, "ours": case.ours, "variants": variants}
+
+
+def summary(reports: Iterable[Mapping[str, Any]]) -> str:
+    """One line a case: ours, and how many times as long eager PyTorch and the best setting of torch.compile (or the fastest
+    other peer) take. Each side counts with its fastest form, in place or not."""
+    lines = [
+        "| benchmark | case | ours ms | eager / ours | best other peer / ours | of copy speed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for report in reports:
+        for case in report["cases"]:
+            times = {name: entry["median_ms"] for name, entry in case["variants"].items()}
+            ours = case["ours"]
+            mine = min(time for name, time in times.items() if name.startswith(ours))
+            others = {n: t for n, t in times.items() if not n.startswith((ours, "eager")) and n != COPY}
+            best = min(others, key=others.__getitem__)
+            eager = [time for name, time in times.items() if name.startswith("eager")]
+            against_eager = f"{min(eager) / mine:.2f}" if eager else ""
+            of_copy = f"{times[COPY] / times[ours]:.0%}" if COPY in times else ""
+            lines.append(
+                f"| {report['benchmark']} | {case['case']} | {mine:.3f} | {against_eager} "
+                f"| {others[best] / mine:.2f} ({best}) | {of_copy} |"
+            )
+    return "\n".join(lines)
 
 
 def _cpu_timer(function: Callable[[], object], repeats: int) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -34,13 +34,12 @@ class _Float(click.ParamType):
         return number
 
 
-def config_options(cls: type, first: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+def config_options(cls: type) -> Callable[[Callable], Callable]:
     """A decorator: one option a field of ``cls``, plus --config and --print-config.
 
-    The command's function receives ``values``, the options that were given (see :func:`config_from`).
+    The command's function is called with the dataclass made from them (see :func:`config_from`).
     """
     hints = typing.get_type_hints(cls)
-    fields = sorted(dataclasses.fields(cls), key=lambda item: item.name not in first)
 
     def decorate(function: Callable) -> Callable:
         def command(config: str | None, print_config: bool, **given: Any) -> Any:
@@ -58,7 +57,7 @@ def config_options(cls: type, first: Sequence[str] = ()) -> Callable[[Callable],
         wrapped = click.option(
             "--config", metavar="FILE", help="TOML file with settings; options given here go first."
         )(wrapped)
-        for item in reversed(fields):
+        for item in reversed(dataclasses.fields(cls)):
             wrapped = _option(item, hints[item.name])(wrapped)
         return wrapped
 
@@ -87,4 +86,7 @@ def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable
         return click.option(flag, multiple=True, help=text, metavar=item.metadata.get("metavar"))
     choices = item.metadata.get("choices")
     click_type = click.Choice(choices) if choices else {int: click.INT, float: _Float(), str: click.STRING}[kind]
-    return click.option(flag, item.name, type=click_type, default=None, help=text, metavar=item.metadata.get("metavar"))
+    names = [item.metadata["short"], flag] if "short" in item.metadata else [flag]
+    return click.option(
+        *names, item.name, type=click_type, default=None, help=text, metavar=item.metadata.get("metavar")
+    )

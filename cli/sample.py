@@ -15,7 +15,7 @@ def sample(config: SampleConfig) -> None:
     """Sample images from a generator into a shard folder.
 
     Offline and without options it samples handwritten digits. Interrupted at any moment, the same command goes on where it
-    stopped. Several GPUs or machines share the work under torchrun: torchrun --nproc-per-node 8 -m synthfast sample ...
+    stopped. Several GPUs or machines share the work under torchrun: torchrun --nproc-per-node 8 -m synthfast sample -n ...
     """
     from synthfast.distributed import Ranks
     from synthfast.sampling.generate import Progress, generate

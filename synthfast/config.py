@@ -28,7 +28,7 @@ Config = TypeVar("Config")
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
-    """A field with its help text. ``extra``: choices (a tuple), metavar."""
+    """A field with its help text. ``extra``: choices (a tuple), metavar, short (such as "-n")."""
     return field(default=default, metadata={"help": text, **extra})
 
 
@@ -36,7 +36,9 @@ def option(default: Any, text: str, **extra: Any) -> Any:
 class SampleConfig:
     """``synthfast sample``. Where a default is None the generator's own value counts."""
 
-    n: int = option(10_000, "Number of images.")
+    n: int = option(
+        10_000, "Number of images. Under torchrun write -n, because it takes --n for an option of its own.", short="-n"
+    )
     generator: str = option(
         "digits",
         "digits (embedded), a checkpoint folder, a diffusers model folder or hub id, or py:module:function.",
@@ -56,7 +58,7 @@ class SampleConfig:
         "or weights:0.5,0.3,0.2 (drawn).",
     )
     seed: int = option(0, "Image i depends on the seed and i alone.")
-    batch_size: int | None = option(None, "Images in one network call; 256 on a CPU and 1,024 on a GPU if not given.")
+    batch_size: int | None = option(None, "Images in one network call; 128 on a CPU and 1,024 on a GPU if not given.")
     shard_size: int = option(10_000, "Images in a shard, the unit of work that an interruption can lose.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option(
@@ -94,7 +96,7 @@ class GeneratorConfig:
         "digits", "digits, mnist, cifar10, cifar100, celeba, imagenet, folder:DIR, npz:FILE or a shard folder."
     )
     out: str = option("runs/generator", "Folder for the checkpoint.", metavar="DIR")
-    steps: int = option(4_000, "Optimizer steps.")
+    steps: int = option(1_500, "Optimizer steps.")
     batch_size: int = option(128, "Images in a step, over all ranks.")
     lr: float = option(1e-3, "Learning rate of AdamW after the warm-up.")
     warmup: int = option(200, "Steps of linear warm-up.")
@@ -120,7 +122,7 @@ class GeneratorConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option("auto", "auto is bf16 where the GPU has it, else fp32.", choices=("auto", "fp32", "bf16"))
     compile: bool = option(False, "Train through torch.compile.")
-    checkpoint_every: int = option(1_000, "Steps between checkpoints.")
+    checkpoint_every: int = option(500, "Steps between checkpoints.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every"):

@@ -68,11 +68,9 @@ def normals(bits: Tensor) -> Tensor:
     return torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1).float()
 
 
-def _storage_order(tensor: Tensor) -> Tensor:
-    """A view [N, elements] of a dense tensor in the order of its storage."""
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
-    return tensor.reshape(len(tensor), -1)
+def is_dense(tensor: Tensor) -> bool:
+    """Contiguous or channels_last: kernels take such tensors as they are, others as contiguous copies."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def _fill(out: Tensor, values: Tensor) -> Tensor:
@@ -126,8 +124,9 @@ def solver_step(
             raise ValueError("solver_step: coefficient ap is not 0, so `previous` must be given")
         result = result + ap * previous.float()
     if az != 0:
-        noise = philox_normal_(torch.empty_like(x, dtype=torch.float32), index, seed, _NOISE, step)
-        result = result + az * noise
+        layout = torch.preserve_format if is_dense(x) else torch.contiguous_format
+        noise = torch.empty_like(x, dtype=torch.float32, memory_format=layout)
+        result = result + az * philox_normal_(noise, index, seed, _NOISE, step)
     return result.to(x.dtype), denoised.to(x.dtype)
 
 

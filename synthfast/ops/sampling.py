@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import synthfast.ops._extension  # noqa: F401  (registers torch.ops.synthfast)
+from synthfast.ops.reference import is_dense
 
 _ops = torch.ops.synthfast
 
@@ -131,9 +132,7 @@ def _(out: Tensor, index: Tensor, seed: int, stream: int, step: int) -> None:
 
 @torch.library.register_fake("synthfast::solver_step")
 def _(x, model_output, coefficients, index, seed, step, unconditional=None, previous=None) -> tuple[Tensor, Tensor]:
-    # As `dense` in csrc/common/check.h: what is neither contiguous nor channels_last becomes contiguous.
-    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    layout = torch.preserve_format if dense else torch.contiguous_format
+    layout = torch.preserve_format if is_dense(x) else torch.contiguous_format
     return torch.empty_like(x, memory_format=layout), torch.empty_like(x, memory_format=layout)
 
 

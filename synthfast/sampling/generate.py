@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +83,7 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
     """
     generator = load_generator(config, ranks.device)
     plan = _label_plan(config, generator)
-    batch_size = config.batch_size or (256 if ranks.device.type == "cpu" else 1024)
+    batch_size = config.batch_size or (128 if ranks.device.type == "cpu" else 1024)
     request = _request(config, generator, batch_size, ranks.device)
     options = {**_OPTIONS, **{f"solver.{key}": "--" + key.replace("_", "-") for key in request.get("solver") or {}}}
     options["solver.name"] = "--solver"
@@ -90,9 +93,8 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
         to_make = sum(span.count for span in pending)
         ranks.barrier()  # every rank has looked before the first shard is finished
         meter = _Meter(config.n, to_make, ranks, report)
-        for span in pending:
-            if span.index % ranks.world_size == ranks.rank:
-                _make_shard(folder, span, generator, plan, config.seed, batch_size, ranks.device, meter)
+        mine = [span for span in pending if span.index % ranks.world_size == ranks.rank]
+        _make_shards(folder, mine, generator, plan, config.seed, batch_size, ranks.device, meter)
         ranks.barrier()
         preview = folder.path / PREVIEW
         if ranks.is_first:
@@ -169,9 +171,9 @@ class _Meter:
         self._report(Progress(self._total - self._to_make + made, self._total, rate, left))
 
 
-def _make_shard(
+def _make_shards(
     folder: ShardFolder,
-    span: Span,
+    spans: list[Span],
     generator: Generator,
     plan: LabelPlan | None,
     seed: int,
@@ -179,18 +181,51 @@ def _make_shard(
     device: torch.device,
     meter: _Meter,
 ) -> None:
-    with folder.writer(span.index) as writer:
-        waiting: _Batch | None = None  # on a GPU the next batch is computed while this one travels and is written
-        for first in range(span.first, span.first + span.count, batch_size):
-            index = torch.arange(first, min(first + batch_size, span.first + span.count), device=device)
-            labels = None if plan is None else plan.labels(index, seed)
-            batch = _Batch(_checked(generator, generator.sample(index, labels, seed), len(index)), labels, first)
-            if waiting is not None:
-                meter.add(waiting.write(writer.append))
-            waiting = batch
-        if waiting is not None:
-            meter.add(waiting.write(writer.append))
-        writer.commit()
+    def make(rows: range) -> _Batch:
+        index = torch.arange(rows.start, rows.stop, device=device)
+        labels = None if plan is None else plan.labels(index, seed)
+        return _Batch(_checked(generator, generator.sample(index, labels, seed), len(index)), labels, rows.start)
+
+    def rows_of(span: Span) -> Iterator[range]:
+        end = span.first + span.count
+        return (range(first, min(first + batch_size, end)) for first in range(span.first, end, batch_size))
+
+    # The bits of matrix products and convolutions depend on the number of threads that share one: a thread a batch
+    # makes the files independent of it, as they are of ranks, and is faster than all threads on one batch.
+    threads = torch.get_num_threads() if device.type == "cpu" and getattr(generator, "concurrent", False) else 1
+    with contextlib.closing(_in_order(make, (rows for span in spans for rows in rows_of(span)), threads)) as batches:
+        for span in spans:
+            with folder.writer(span.index) as writer:
+                for _ in rows_of(span):
+                    meter.add(next(batches).write(writer.append))
+                writer.commit()
+
+
+def _in_order(make: Callable[[range], _Batch], parts: Iterable[range], threads: int) -> Iterator[_Batch]:
+    """``make(part)`` for each part, in order, by ``threads`` threads that do not share the work of one batch.
+
+    With one thread it is this one, a batch ahead: on a GPU that batch is computed while the last one is written.
+    """
+    waiting: collections.deque[_Batch | Future[_Batch]] = collections.deque()
+    if threads == 1:
+        for part in parts:
+            waiting.append(make(part))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for part in parts:
+                waiting.append(pool.submit(make, part))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)  # the workers' setting is also the default of threads started later
 
 
 class _Batch:

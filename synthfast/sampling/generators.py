@@ -25,7 +25,7 @@ import hashlib
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +56,8 @@ class Generator(Protocol):
         classes: number of classes, or None for a generator without labels.
 
     A ``fingerprint`` (a string that changes with the weights) and ``facts`` (JSON values for the manifest) are taken
-    where they exist.
+    where they exist. ``concurrent`` = True says that several threads may call ``sample`` at once; on a CPU each batch is
+    then computed by one thread, and results do not depend on how many there are.
     """
 
     name: str
@@ -87,6 +88,7 @@ class DiffusionGenerator:
     null_label: int | None = None
     guidance: float | None = None
     precision: torch.dtype = torch.float32
+    concurrent: ClassVar[bool] = True
 
     def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
         height, width, channels = self.shape

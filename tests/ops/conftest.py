@@ -92,14 +92,16 @@ def same_bits() -> Callable[..., None]:
 
     def same_bits(a: Tensor, b: Tensor, what: object = "") -> None:
         assert a.dtype == b.dtype and a.shape == b.shape, f"{what}: {a.dtype} {a.shape}, {b.dtype} {b.shape}"
-        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
         a, b = a.contiguous(), b.contiguous()
         differ = a.view(integer) != b.view(integer)
         if a.is_floating_point():
             differ &= ~(a.isnan() & b.isnan())
         if differ.any():
             at = differ.nonzero()[0].tolist()
-            raise AssertionError(f"{what}: {int(differ.sum())} of {a.numel()} differ; at {at}: {a[tuple(at)]}, {b[tuple(at)]}")
+            raise AssertionError(
+                f"{what}: {int(differ.sum())} of {a.numel()} differ; at {at}: {a[tuple(at)]}, {b[tuple(at)]}"
+            )
 
     return same_bits
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -37,9 +38,11 @@ namespace shim {
 enum class Order { kForward, kReverse, kRandom };
 enum class State { kReady, kBlockBarrier, kWarpBarrier, kDone };
 
+constexpr size_t kStackBytes = 64 << 10;
+
 struct Thread {
   ucontext_t context;
-  std::vector<char> stack = std::vector<char>(64 << 10);
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};  // not cleared: that took most of the time of a launch
   State state = State::kReady;
   uint32_t mask = 0;      // lanes expected at the warp barrier
   uint64_t exchange = 0;  // the value a shuffle offers to other lanes
@@ -94,8 +97,8 @@ inline void run_block(int thread_count, Order order, std::mt19937& random, const
     Thread& thread = current.threads[t];
     turns[t] = order == Order::kReverse ? thread_count - 1 - t : t;
     getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.data();
-    thread.context.uc_stack.ss_size = thread.stack.size();
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = kStackBytes;
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, thread_main, 0);
   }

@@ -22,8 +22,11 @@ void solver_step(const State* x, const Output* m, const Output* mu, const State*
   Guarded<Output> gm(m, n, misalign), gmu(mu, n, misalign);
   Guarded<float> gc(coefficients, SolverCoefficients::kCount);
   Guarded<int64_t> gi(index, samples);
-  const SolverStepPointers<State, Output> pointers{gx.data(),   gm.data(), gmu.data(), gp.data(),
-                                                   gout.data(), gd.data(), gc.data(),  gi.data()};
+  // An in-place call, out on x and denoised on p, must alias on the "device" too.
+  const Guarded<State>& result = out == x ? gx : gout;
+  const Guarded<State>& history = denoised != nullptr && denoised == p ? gp : gd;
+  const SolverStepPointers<State, Output> pointers{gx.data(),     gm.data(),      gmu.data(), gp.data(),
+                                                   result.data(), history.data(), gc.data(),  gi.data()};
   const Chunks chunks = make_chunks(samples, elements, kCount);
   const PhiloxDraw draw{philox_key(seed), step};
   const bool aligned = elements % kCount == 0 && misalign == 0;
@@ -33,8 +36,8 @@ void solver_step(const State* x, const Output* m, const Output* mu, const State*
     else
       solver_step_cuda_kernel<State, Output, false>(pointers, chunks, draw);
   });
-  gout.copy_to(out);
-  gd.copy_to(denoised);
+  result.copy_to(out);
+  history.copy_to(denoised);
 }
 
 template <typename T, typename Convert>
@@ -109,6 +112,14 @@ SOLVER_STEP(solver_step_float16_float16, float16, float16)
 PER_TYPE(float32, float)
 PER_TYPE(bfloat16, bfloat16)
 PER_TYPE(float16, float16)
+
+// The normals of given words, four a block: extremes that no draw of reasonable size meets.
+extern "C" void normals_of_words(const uint32_t* words, float* z, int64_t blocks) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const uint32_t* w = words + 4 * b;
+    PhiloxNormals::convert(PhiloxWords{{w[0], w[1], w[2], w[3]}}, z + 4 * b);
+  }
+}
 
 // Kernels of the shim's own tests: a block sum by shuffles and shared memory, with a barrier that can be left out.
 namespace {
