@@ -16,6 +16,9 @@ import click
 from synthfast import __version__
 from synthfast.errors import SynthfastError
 
+# What torch's RuntimeErrors say when an allocation fails.
+_OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memory"}
+
 
 class LazyGroup(click.Group):
     """A group whose commands live in modules that are imported when needed: name to (module, attribute, short help)."""
@@ -48,6 +51,7 @@ class LazyGroup(click.Group):
         "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
 )
 @click.version_option(__version__, prog_name="synthfast")
 @click.option("--debug", is_flag=True, help="Show a traceback on errors.")
@@ -57,7 +61,7 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = "--debug" in arguments
     if debug and arguments[0] != "--debug":  # accepted anywhere
         arguments = ["--debug", *(word for word in arguments if word != "--debug")]
@@ -85,9 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail("out of memory; lower --batch-size", 1)
     except RuntimeError as error:
-        if debug or "out of memory" not in str(error):
+        kind = next((kind for words, kind in _OUT_OF_MEMORY.items() if words in str(error)), None)
+        if debug or kind is None:
             raise
-        _fail("out of GPU memory; lower --batch-size", 1)
+        _fail(f"out of {kind}; lower --batch-size", 1)
 
 
 def _fail(message: str, status: int) -> None:

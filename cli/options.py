@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from synthfast.config import make_config, read_toml, to_toml
+from synthfast.errors import UsageError
 
 Config = TypeVar("Config")
 
@@ -67,9 +68,12 @@ def config_options(cls: type) -> Callable[[Callable], Callable]:
 def config_from(cls: type[Config], path: str | None, given: dict[str, Any]) -> Config:
     """The dataclass from a TOML file (or none) and the options that were given, which go first."""
     values = {} if path is None else read_toml(path)
-    if path is not None:
-        make_config(cls, values, path)  # so that a bad value in the file is reported as the file's
-    return make_config(cls, {**values, **given})
+    try:
+        return make_config(cls, {**values, **given})
+    except UsageError:
+        if path is not None:
+            make_config(cls, values, path)  # a mistake in the file is reported as the file's
+        raise
 
 
 def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable]:
@@ -77,8 +81,9 @@ def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable
     kind = next(alternative for alternative in alternatives if alternative is not type(None))
     flag = "--" + item.name.replace("_", "-")
     text, default = item.metadata["help"], item.default
-    shown = not (default is None or default == () or isinstance(default, bool))
-    if shown:
+    if isinstance(default, bool):
+        text = f"{text}  [default: {'on' if default else 'off'}]"
+    elif default is not None and default != ():
         text = f"{text}  [default: {default}]"
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def score() -> None:
     """Score a classifier or a set of images."""
 

@@ -8,7 +8,7 @@ import click
 from synthfast.cli.progress import Bar
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def shards() -> None:
     """Look into shard folders and verify them."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from synthfast.training.generator import Progress
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def train() -> None:
     """Train a generator or a classifier."""
 

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from synthfast.errors import SynthfastError
+from synthfast.errors import SynthfastError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -28,6 +28,7 @@ def os_error(path: str | os.PathLike, error: OSError, hint: str = "") -> Synthfa
         errno.EACCES: "permission denied",
         errno.EPERM: "permission denied",
         errno.EROFS: "the file system is read-only",
+        errno.EEXIST: "a file is in the way",
         errno.ENOENT: "no such file or folder",
         errno.ENOTDIR: "a part of the path is not a folder",
         errno.EISDIR: "a file was expected, a folder was found",
@@ -183,6 +184,18 @@ def save_checkpoint(folder: str | os.PathLike, kind: str, config: dict[str, Any]
     save_tensors(weights, tensors)
     header = {"format": CHECKPOINT_FORMAT, "kind": kind, "sha256": sha256_file(weights)}
     atomic_write_json(folder / CHECKPOINT_CONFIG, {**header, **config})
+
+
+def make_checkpoint_folder(folder: str | os.PathLike, kind: str) -> None:
+    """Make a folder for a checkpoint of ``kind``; one that holds a ``config.json`` of anything else is refused."""
+    folder = Path(folder)
+    make_folder(folder)
+    path = folder / CHECKPOINT_CONFIG
+    if path.exists():
+        found = read_json(path, "checkpoint").get("kind")
+        if found != kind:
+            what = "no checkpoint of synthfast" if found is None else f"a checkpoint of kind '{found}'"
+            raise UsageError(f"{path}: {what}, this command would overwrite it; choose another --out")
 
 
 def read_checkpoint_config(folder: str | os.PathLike, kind: str) -> dict[str, Any]:

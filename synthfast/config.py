@@ -127,12 +127,11 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every"):
             _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
-        _require(self.lr > 0, "--lr", self.lr, "a positive number")
+        _require_optimizer(self.lr, self.weight_decay)
         _require(self.warmup >= 0, "--warmup", self.warmup, "a whole number of at least 0")
-        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "a number of at least 0")
-        _require(self.clip_norm > 0, "--clip-norm", self.clip_norm, "a positive number")
+        _require(0 < self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a positive number")
         _require(0 <= self.ema < 1, "--ema", self.ema, "a number from 0 to below 1")
-        _require(self.sigma_data > 0, "--sigma-data", self.sigma_data, "a positive number")
+        _require(0 < self.sigma_data < math.inf, "--sigma-data", self.sigma_data, "a positive number")
         _require(0 <= self.label_dropout < 1, "--label-dropout", self.label_dropout, "a number from 0 to below 1")
         _require_seed(self.seed)
 
@@ -163,8 +162,7 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
-        _require(self.lr > 0, "--lr", self.lr, "a positive number")
-        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "a number of at least 0")
+        _require_optimizer(self.lr, self.weight_decay)
         _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
         if self.fraction is not None and self.fraction > 0 and not self.synthetic:
             raise UsageError(f"--fraction {self.fraction}: expected --synthetic DIR beside it, found none; add one")
@@ -178,6 +176,11 @@ def _flag(name: str) -> str:
 def _require(condition: bool, flag: str, value: object, expected: str) -> None:
     if not condition:
         raise UsageError(f"{flag} {value}: expected {expected}")
+
+
+def _require_optimizer(lr: float, weight_decay: float) -> None:
+    _require(0 < lr < math.inf, "--lr", lr, "a positive number")
+    _require(0 <= weight_decay < math.inf, "--weight-decay", weight_decay, "a number of at least 0")
 
 
 def _require_seed(seed: int) -> None:

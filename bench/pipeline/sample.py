@@ -1,9 +1,10 @@
 """`synthfast sample` against the bare network: what the loop, the solver, the writing and the Python between cost.
 
-    python -m bench.pipeline.sample [--device cuda] [--threads 2] [--images 2560]
+    python -m bench.pipeline.sample [--device cuda] [--threads 2] [--images 3840]
 
 The peer is the network alone, called as often and on batches of the same size, with nothing around it: an upper bound that no
-sampler with this network can pass. The check: the shards hold what the library's `sample` gives for the same indices.
+sampler with this network can pass. On a CPU it runs in two ways: all threads share each batch, or, as synthfast does it, each
+thread has a batch of its own. The check: the shards hold what the library's `sample` gives for the same indices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from synthfast.sampling import generate, load_generator
 
 
 def make_case(generator: str, images: int, device: torch.device, scratch: Path) -> harness.Case:
-    batch_size = 256 if device.type == "cpu" else 1024
+    batch_size = 128 if device.type == "cpu" else 1024
     config = SampleConfig(n=images, generator=generator, device=device.type, batch_size=batch_size)
     loaded = load_generator(config, device)
     height, width, channels = loaded.shape
@@ -40,11 +42,21 @@ def make_case(generator: str, images: int, device: torch.device, scratch: Path) 
             generate(SampleConfig(**{**vars(config), "out": str(out)}), ranks)
         return out
 
-    def bare() -> None:
+    def one_batch() -> None:
         with torch.inference_mode():
-            for _ in range(images // batch_size):
-                for t in times:
-                    loaded.unet(x, t, labels)
+            for t in times:
+                loaded.unet(x, t, labels)
+
+    def bare() -> None:
+        for _ in range(images // batch_size):
+            one_batch()
+
+    def bare_batch_a_thread() -> None:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for future in [pool.submit(one_batch) for _ in range(images // batch_size)]:
+                future.result()
+        torch.set_num_threads(threads)
 
     def check() -> None:
         out = whole()
@@ -56,16 +68,17 @@ def make_case(generator: str, images: int, device: torch.device, scratch: Path) 
         shutil.rmtree(whole())
 
     name = f"{loaded.name}: {images} images, {loaded.table.config.name} {loaded.table.config.steps} steps"
-    return harness.Case(
-        name, "synthfast sample", {"synthfast sample": timed_whole, "bare network": bare}, check, items=images
-    )
+    variants = {"synthfast sample": timed_whole, "bare network": bare}
+    if device.type == "cpu":
+        variants["bare network, a batch a thread"] = bare_batch_a_thread
+    return harness.Case(name, "synthfast sample", variants, check, items=images)
 
 
 def main() -> None:
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--generator", default="digits")
-    parser.add_argument("--images", type=int, default=2560)
-    parser.set_defaults(rounds=10)
+    parser.add_argument("--images", type=int, default=3840)
+    parser.set_defaults(rounds=7)
     options = parser.parse_args()
     device = harness.prepare(options)
     with tempfile.TemporaryDirectory() as scratch:

@@ -264,9 +264,11 @@ def _to_host(tensor: Tensor) -> Tensor:
 def _checked(generator: Generator, images: Tensor, count: int) -> Tensor:
     height, width, channels = generator.shape
     expected = [count, channels, height, width]
-    found = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-    if found != expected:
-        raise SynthfastError(f"{generator.name}: sample() must give a tensor {expected}, found {found}; correct it")
+    if not isinstance(images, Tensor) or not images.is_floating_point() or list(images.shape) != expected:
+        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise SynthfastError(
+            f"{generator.name}: sample() must give a float tensor {expected}, found {found}; correct it"
+        )
     return images
 
 

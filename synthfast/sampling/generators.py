@@ -90,6 +90,13 @@ class DiffusionGenerator:
     precision: torch.dtype = torch.float32
     concurrent: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.guidance not in (None, 1) and self.null_label is None:
+            raise UsageError(
+                f"--guidance {self.guidance:g}: expected a class-conditional model trained with label dropout, found "
+                f"{self.name} without; leave --guidance out"
+            )
+
     def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
         height, width, channels = self.shape
         return diffusion.sample(
@@ -132,13 +139,15 @@ def load_generator(config: SampleConfig, device: torch.device) -> Generator:
 def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -> DiffusionGenerator:
     header, weights = load_checkpoint(folder, "diffusion")
     try:
-        with torch.device("meta"):
-            unet = UNet2D(UNet2DConfig.from_dict(header["unet"]))
-        parameterization = diffusion.from_dict(header["parameterization"])
-        default = dict(header["sampler"])
+        network = UNet2DConfig.from_dict(dict(header["unet"]))
+        parameterization = diffusion.from_dict(dict(header["parameterization"]))
+        default = dataclasses.asdict(diffusion.SolverConfig(**header["sampler"]))
         name, shape, classes, null_label = header["name"], header["shape"], header["classes"], header["null_label"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong {error}; train again") from error
+        _require_fit(network, name, shape, classes, null_label)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong ({error}); train again") from error
+    with torch.device("meta"):
+        unet = UNet2D(network)
     assign_weights(unet, weights, source=folder)
     return DiffusionGenerator(
         name=name,
@@ -151,6 +160,20 @@ def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -
         guidance=config.guidance,
         precision=_PRECISIONS[config.precision],
     )
+
+
+def _require_fit(network: UNet2DConfig, name: object, shape: object, classes: object, null_label: object) -> None:
+    """ValueError unless these values of a checkpoint's configuration belong to its network."""
+    embeddings, side = network.num_class_embeds or 0, network.sample_size
+    size = [side, side] if isinstance(side, int) else list(side or ())
+    if not isinstance(name, str):
+        raise ValueError(f"'name' is {name!r}")
+    if shape != [*size, network.in_channels]:
+        raise ValueError(f"'shape' is {shape!r}, the network's is {[*size, network.in_channels]}")
+    if (classes is not None and type(classes) is not int) or not bool(embeddings) <= (classes or 0) <= embeddings:
+        raise ValueError(f"'classes' is {classes!r}, the network has {embeddings}")
+    if null_label is not None and (type(null_label) is not int or not (classes or 0) <= null_label < embeddings):
+        raise ValueError(f"'null_label' is {null_label!r}, the network has {embeddings} labels and {classes} classes")
 
 
 def _from_diffusers(config: SampleConfig, device: torch.device) -> DiffusionGenerator:
@@ -198,14 +221,14 @@ def _solver(config: SampleConfig, default: dict[str, Any]) -> diffusion.SolverCo
 
 
 def _from_python(config: SampleConfig, device: torch.device) -> Generator:
-    given = [key for key in ("solver", "guidance", *_SOLVER_OPTIONS) if getattr(config, key) is not None]
-    if given:
-        flag = "--" + given[0].replace("_", "-")
-        raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
     _, _, rest = config.generator.partition(":")
     module_name, colon, function_name = rest.partition(":")
     if not colon or not module_name or not function_name:
         raise UsageError(f"--generator {config.generator}: expected py:module:function")
+    given = [key for key in ("solver", "guidance", *_SOLVER_OPTIONS) if getattr(config, key) is not None]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
     try:
         with _current_folder_importable():
             module = importlib.import_module(module_name)
@@ -218,6 +241,19 @@ def _from_python(config: SampleConfig, device: torch.device) -> Generator:
         raise SynthfastError(
             f"--generator {config.generator}: what it returned lacks {', '.join(missing)}; "
             "see synthfast.sampling.generators for the protocol"
+        )
+    shape, classes = generator.shape, generator.classes
+    whole = (
+        isinstance(shape, (tuple, list)) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
+    )
+    if (
+        not whole
+        or not isinstance(generator.name, str)
+        or (classes is not None and (type(classes) is not int or classes < 1))
+    ):
+        raise SynthfastError(
+            f"--generator {config.generator}: expected a name, a shape (H, W, C) and a number of classes or None, found "
+            f"{generator.name!r}, {shape!r} and {classes!r}; correct the generator"
         )
     if not hasattr(generator, "fingerprint"):
         source = getattr(module, "__file__", None)

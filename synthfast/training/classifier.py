@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from synthfast.artifacts import save_checkpoint
+from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.config import ClassifierConfig
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import pick_device
@@ -28,10 +28,11 @@ def train_classifier(config: ClassifierConfig, report: Callable[[Progress], None
     passes of its own. Nothing is chosen by looking at test data: the last weights are the result.
 
     Raises:
-        UsageError: options or sets that do not fit each other.
+        UsageError: options or sets that do not fit each other, or a folder that holds another kind of checkpoint.
         SynthfastError: unreadable data, a loss that is not finite, a disk that refuses.
     """
     device = pick_device(config.device)
+    make_checkpoint_folder(config.out, "classifier")
     parts = _parts(config)
     reference = parts[0][0]
     torch.manual_seed(config.seed % 2**63)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synthfast import diffusion, ops
-from synthfast.artifacts import make_folder, save_checkpoint
+from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.config import GeneratorConfig
 from synthfast.data import ImageSet, open_images
 from synthfast.data.grids import write_grid
@@ -27,7 +27,8 @@ from synthfast.training.ema import EMA
 from synthfast.training.state import load_state, save_state
 
 # What does not change the result, or may grow: not part of what a resumed run must repeat.
-_FREE = ("steps", "out", "data_dir", "download", "device", "checkpoint_every")
+_FREE = ("steps", "out", "dataset", "data_dir", "download", "device", "checkpoint_every")
+_OPTIONS = {"data": "--dataset (its images)"}
 _FLIPPED = ("cifar10", "cifar100", "celeba", "imagenet")
 _GRID_ROWS = 8
 
@@ -82,9 +83,8 @@ class _Job:
         self.images = _open_in_turn(config, ranks)
         height, width, channels = self.images.shape
         if height != width:
-            raise UsageError(
-                f"--dataset {config.dataset}: expected square images, found {height}x{width}; give --image-size"
-            )
+            hint = "give --image-size" if config.dataset.startswith("folder:") else "cut or resize them"
+            raise UsageError(f"--dataset {config.dataset}: expected square images, found {height}x{width}; {hint}")
         self.classes = self.images.classes if config.conditional else None
         self.precision = _precision(config.precision, ranks.device)
         self.parameterization, self.loss = _objective(config, self.classes)
@@ -95,24 +95,26 @@ class _Job:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999)
         )
         self.folder = Path(config.out)
-        make_folder(self.folder)
+        make_checkpoint_folder(self.folder, "diffusion")
+        self.flip = config.flip if config.flip is not None else config.dataset.partition(":")[0] in _FLIPPED
         # The content of the data, not its path, decides whether a run may go on.
-        facts = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("dataset", "precision")}
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.precision]
         self.facts = {
-            "dataset": config.dataset,
+            **dataclasses.asdict(config),
             "data": self.images.fingerprint(),
-            "precision": str(self.precision),
-            **facts,
+            "precision": precision,
+            "flip": self.flip,
         }
         modules = {"model": self.model, "ema": self.average.module}
-        self.first_step = load_state(self.folder, self.facts, modules, self.optimizer, may_differ=_FREE)
+        self.first_step = load_state(
+            self.folder, self.facts, modules, self.optimizer, may_differ=_FREE, options=_OPTIONS
+        )
 
     def run(self, report: Callable[[Progress], None] | None) -> Trained:
         config, ranks = self.config, self.ranks
         network = self._network()
         order = EpochOrder(len(self.images), config.seed)
         share = config.batch_size // ranks.world_size
-        flip = config.flip if config.flip is not None else config.dataset.partition(":")[0] in _FLIPPED
         dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
 
         def batch(step: int) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +128,7 @@ class _Job:
             first = step * config.batch_size + ranks.rank * share
             index = torch.arange(first, first + share, device=ranks.device)
             pixels = to_model(images, ranks.device)
-            if flip:
+            if self.flip:
                 pixels = flip_half(pixels, index, config.seed)
             targets = labels.to(ranks.device) if self.classes is not None and labels is not None else None
             if dropout:  # its masks come from the global generator: a seed a step makes them a function of the step
@@ -142,9 +144,10 @@ class _Job:
                 if at_checkpoint:
                     last_loss = ranks.mean(last_loss)
                 losses.clear()
-                if not math.isfinite(last_loss):
+                if not math.isfinite(last_loss) or (at_checkpoint and not self._weights_finite()):
+                    what = "a weight is not finite" if math.isfinite(last_loss) else f"the loss is {last_loss}"
                     raise SynthfastError(
-                        f"step {done}: the loss is {last_loss}, expected a finite number; the last checkpoint is kept, "
+                        f"step {done}: {what}, expected finite numbers; the last checkpoint is kept, "
                         "lower --lr and choose another --out"
                     )
                 rate = seen / (time.perf_counter() - clock)
@@ -178,6 +181,9 @@ class _Job:
         self.optimizer.step()
         self.average.update(self.model, step + 1)
         return loss.detach()
+
+    def _weights_finite(self) -> bool:
+        return all(bool(weights.isfinite().all()) for weights in self.model.parameters())
 
     def _picture(self, step: int) -> Path:
         return self.folder / f"samples-{step:06d}.png"

@@ -40,10 +40,12 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     *,
     may_differ: tuple[str, ...] = (),
+    options: Mapping[str, str] | None = None,
 ) -> int:
     """Restore what :func:`save_state` wrote and return its step; 0 where the folder has no state yet.
 
-    A state of another configuration is refused with the first difference, keys in ``may_differ`` aside.
+    A state of another configuration is refused with the first difference, keys in ``may_differ`` aside. ``options`` says
+    what a key is called in that message, where that is not its name with dashes.
     """
     path = folder / STATE_FILE
     if not path.exists():
@@ -54,8 +56,9 @@ def load_state(
     difference = first_difference(old, new)
     if difference is not None:
         key, was, now = difference
+        option = (options or {}).get(key, "--" + key.replace("_", "-"))
         raise UsageError(
-            f"--{key.replace('_', '-')}: {folder} was made with {was}, this command says {now}; "
+            f"{option}: {folder} was made with {was}, this command says {now}; "
             "repeat the command that made it, or choose another --out"
         )
     tensors = load_tensors(path)

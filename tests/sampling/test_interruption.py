@@ -1,0 +1,116 @@
+"""Processes killed at random moments, one or two ranks: the same command completes the folder, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+OPTIONS = {"n": 2400, "shard_size": 100, "batch_size": 30, "steps": 4, "labels": "uniform", "seed": 11}
+SHARDS = 24
+PATIENCE = 120  # seconds until a process that does nothing is taken for hung
+
+
+@pytest.fixture(scope="module")
+def arguments(checkpoints) -> list[str]:
+    words = [word for key, value in OPTIONS.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words[0] = "-n"  # torchrun takes --n for one of its own options
+    return ["-m", "synthfast", "sample", *words, "--generator", str(checkpoints()), "--device", "cpu"]
+
+
+@pytest.fixture
+def expected(run, contents) -> dict[str, bytes]:
+    """The files of a run that nothing interrupted, in this process."""
+    return contents(run(**OPTIONS))
+
+
+def start(command: list[str], out: Path, threads: int = 1, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, "--out", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that the ranks can be killed with their launcher
+        **options,
+    )
+
+
+def stop_after(process: subprocess.Popen[str], out: Path, shards: int, delay: float, how: int = signal.SIGKILL) -> None:
+    """Send a signal ``delay`` seconds after so many shards are finished; the process must still be at work then."""
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "manifest.json").exists() or len(list(out.glob("shard-*.json"))) < shards:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, "the run ended before it could be interrupted"
+    os.killpg(process.pid, how)
+
+
+def moments(seed: int, count: int) -> list[tuple[int, float]]:
+    """Random moments in the run: finished shards, and seconds after that."""
+    draw = random.Random(seed)
+    return sorted((draw.randrange(SHARDS * 2 // 3), draw.uniform(0, 0.05)) for _ in range(count))
+
+
+def test_three_kills_and_an_interrupt_leave_the_same_bytes(arguments, expected, contents, tmp_path):
+    command, out = [sys.executable, *arguments], tmp_path / "killed"
+    for shards, delay in moments(seed=0, count=3):
+        process = start(command, out, threads=2)
+        stop_after(process, out, shards, delay)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL
+        assert contents(out) != expected
+    process = start(command, out, threads=2)
+    stop_after(process, out, 0, 0.01, signal.SIGINT)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (130, "")
+    assert errors.split("\n") == ["", "synthfast: interrupted; run the same command again to go on", ""]
+    process = start(command, out, threads=2)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+    assert "were there already" in output
+    assert contents(out) == expected
+
+
+def test_two_ranks_killed_and_resumed_leave_the_bytes_of_one(arguments, expected, contents, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    command, out = [sys.executable, *launcher, *arguments], tmp_path / "ranks"
+    ((shards, delay),) = moments(seed=1, count=1)
+    process = start(command, out)
+    stop_after(process, out, shards, delay)
+    process.communicate(timeout=PATIENCE)
+    assert contents(out) != expected
+    process = start(command, out)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert output.count("images/s") == 1  # one rank speaks for both
+    assert contents(out) == expected
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_completes(arguments, expected, contents, run, tmp_path):
+    def limit() -> None:  # the images of a shard are 6,400 bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    out = tmp_path / "full"
+    process = start([sys.executable, *arguments], out, preexec_fn=limit)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (1, "")
+    reason = "the file size limit is reached; once that is mended run the same command again: finished shards are kept"
+    assert errors == f"synthfast: {out}/shard-000000.images.npy: {reason}\n"
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+    run(**OPTIONS, out=str(out))
+    assert contents(out) == expected

@@ -1,0 +1,270 @@
+"""Files that stages leave: whole or not at all, checked when read, refused in one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthfast import artifacts
+from synthfast.artifacts import (
+    atomic_write_bytes,
+    atomic_write_json,
+    json_bytes,
+    load_checkpoint,
+    load_tensors,
+    make_checkpoint_folder,
+    make_folder,
+    os_error,
+    read_checkpoint_config,
+    read_json,
+    save_checkpoint,
+    save_tensors,
+    sha256_file,
+)
+from synthfast.errors import SynthfastError, UsageError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, "toy", {"name": "a toy"}, {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)})
+    return folder
+
+
+def edit(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def one_line(action, *arguments, **options) -> str:
+    with pytest.raises(SynthfastError) as caught:
+        action(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_writing_replaces_the_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "file"
+    atomic_write_bytes(path, b"old")
+    atomic_write_bytes(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    atomic_write_bytes(path, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    assert one_line(atomic_write_bytes, path, b"new") == f"{path}: the disk is full"
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_write_beyond_the_file_size_limit_is_one_line(tmp_path):
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "from synthfast.artifacts import atomic_write_bytes\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try: atomic_write_bytes(sys.argv[1], b'x' * 100)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    path = tmp_path / "file"
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert result.stdout == f"SynthfastError {path}: the file size limit is reached\n"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("file/below", "a part of the path is not a folder"), ("none/below", "no such file or folder")],
+)
+def test_a_path_that_cannot_be_written_is_named(tmp_path, path, reason):
+    (tmp_path / "file").touch()
+    assert one_line(atomic_write_bytes, tmp_path / path, b"x") == f"{tmp_path / path}: {reason}"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    assert (
+        one_line(make_folder, tmp_path / "file") == f"{tmp_path / 'file'}: a file is in the way; choose another --out"
+    )
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_os_error_falls_back_to_the_systems_words():
+    assert str(os_error("x", OSError(errno.EIO, "Input/output error"))) == "x: Input/output error"
+    assert str(os_error("x", OSError("odd"), "do this")) == "x: odd; do this"
+
+
+def test_json_is_canonical_and_strict(tmp_path):
+    assert json_bytes({"b": 1, "a": ["é"]}) == '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'.encode()
+    with pytest.raises(ValueError, match="JSON"):
+        json_bytes({"a": float("nan")})
+    atomic_write_json(tmp_path / "x.json", {"a": 1})
+    assert read_json(tmp_path / "x.json", "thing") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no thing here; check the path"),
+        (b"", "the thing is not valid JSON"),
+        (b"{", "the thing is not valid JSON"),
+        (b"[" * 100_000, "the thing is not valid JSON"),
+        (b'{"a": 1} 2', "the thing is not valid JSON"),
+        (b"\xff\xfe", "the thing is not UTF-8 text"),
+        (b"[1]", "the thing must be a JSON object, found list"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert one_line(read_json, path, "thing").startswith(f"{path}: {message}")
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    data = os.urandom(3 * 2**20 + 17)
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+    assert one_line(sha256_file, tmp_path / "none").startswith(f"{tmp_path / 'none'}: no such file")
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    tensors = {
+        "scalar": torch.tensor(3),
+        "half": torch.randn(3, 2).half(),
+        "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "strided": torch.arange(10.0)[::3],
+        "empty": torch.empty(0, 3),
+    }
+    save_tensors(tmp_path / "x.safetensors", tensors, {"note": "here"})
+    loaded = load_tensors(tmp_path / "x.safetensors")
+    assert set(loaded) == set(tensors)
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, 200])
+def test_a_truncated_weights_file_is_refused(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"w": torch.randn(64)})
+    path.write_bytes(path.read_bytes()[:keep])
+    assert one_line(load_tensors, path).startswith(f"{path}: not a valid safetensors file (")
+
+
+def test_missing_weights_are_named(tmp_path):
+    assert one_line(load_tensors, tmp_path / "x.safetensors").startswith(
+        f"{tmp_path / 'x.safetensors'}: no weights here"
+    )
+    assert one_line(load_tensors, tmp_path).startswith(f"{tmp_path}: no weights here")
+
+
+def test_a_pickle_is_refused_unless_allowed(tmp_path):
+    path = tmp_path / "x.bin"
+    torch.save({"w": torch.ones(2)}, path)
+    assert "pass --allow-pickle" in one_line(load_tensors, path)
+    assert torch.equal(load_tensors(path, allow_pickle=True)["w"], torch.ones(2))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+
+def test_an_allowed_pickle_runs_no_code(tmp_path):
+    path, folder = tmp_path / "x.bin", tmp_path / "made by the pickle"
+    torch.save({"w": Evil(str(folder))}, path)
+    assert one_line(load_tensors, path, allow_pickle=True).startswith(f"{path}: not a file of plain tensors")
+    path.write_bytes(pickle.dumps(Evil(str(folder)), protocol=2))
+    assert one_line(load_tensors, path, allow_pickle=True).startswith(f"{path}: not a file of plain tensors")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("value", [[torch.ones(1)], {"w": 3}, torch.ones(1)])
+def test_a_pickle_of_something_else_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "x.pt")
+    assert "expected a dictionary of tensors" in one_line(load_tensors, tmp_path / "x.pt", allow_pickle=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"garbage"])
+def test_a_broken_pickle_is_one_line(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    message = one_line(load_tensors, tmp_path / "x.pth", allow_pickle=True)
+    assert message.startswith(f"{tmp_path / 'x.pth'}: not a file of plain tensors")
+
+
+def test_a_checkpoint_comes_back(checkpoint):
+    config, tensors = load_checkpoint(checkpoint, "toy")
+    assert config["name"] == "a toy" and config["format"] == 1
+    assert config["sha256"] == sha256_file(checkpoint / "model.safetensors")
+    assert torch.equal(tensors["w"], torch.arange(6.0).reshape(2, 3)) and tensors["b"] == 7
+
+
+def test_saving_again_replaces_the_checkpoint(checkpoint):
+    save_checkpoint(checkpoint, "toy", {"name": "newer"}, {"w": torch.zeros(1)})
+    config, tensors = load_checkpoint(checkpoint, "toy")
+    assert config["name"] == "newer" and list(tensors) == ["w"]
+    assert sorted(os.listdir(checkpoint)) == ["config.json", "model.safetensors"]
+
+
+def test_one_flipped_bit_in_the_weights_is_found(checkpoint):
+    path = checkpoint / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    message = one_line(load_checkpoint, checkpoint, "toy")
+    assert message.startswith(f"{path}: expected SHA-256") and sha256_file(path) in message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 2}, "format 2 is newer than this synthfast reads (1); upgrade synthfast"),
+        ({"format": 0}, "not a synthfast checkpoint, 'format' must be 1, found 0"),
+        ({"format": True}, "not a synthfast checkpoint, 'format' must be 1, found True"),
+        ({"format": None}, "not a synthfast checkpoint, 'format' must be 1, found None"),
+        ({"kind": "other"}, "expected a checkpoint of kind 'toy', found 'other'; check the path"),
+        ({"kind": None}, "expected a checkpoint of kind 'toy', found None; check the path"),
+    ],
+)
+def test_a_checkpoint_of_another_format_or_kind_is_refused(checkpoint, values, message):
+    edit(checkpoint, **values)
+    assert one_line(read_checkpoint_config, checkpoint, "toy") == f"{checkpoint / 'config.json'}: {message}"
+
+
+def test_a_checkpoint_folder_is_not_made_over_something_else(checkpoint, tmp_path):
+    make_checkpoint_folder(checkpoint, "toy")
+    make_checkpoint_folder(tmp_path / "new" / "one", "toy")
+    with pytest.raises(UsageError, match="a checkpoint of kind 'toy', this command would overwrite it"):
+        make_checkpoint_folder(checkpoint, "other")
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UsageError, match="no checkpoint of synthfast, this command would overwrite it"):
+        make_checkpoint_folder(tmp_path, "toy")
+
+
+def test_weights_are_on_disk_before_the_config_that_names_them(tmp_path, monkeypatch):
+    written = []
+    real = artifacts.atomic_write_bytes
+    monkeypatch.setattr(
+        artifacts, "atomic_write_bytes", lambda path, data: (written.append(Path(path).name), real(path, data))
+    )
+    save_checkpoint(tmp_path, "toy", {}, {"w": torch.ones(1)})
+    assert written == ["model.safetensors", "config.json"]
