@@ -77,24 +77,25 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return get
 
 
+@pytest.fixture(scope="session")
+def sample_into(checkpoints: Callable[..., Path]) -> Callable[..., Path]:
+    """``sample_into(out, n=..., ...)``: sample on the CPU from the tiny generator, or another; returns the folder."""
+
+    def sample(out: Path, **options: object) -> Path:
+        values = {"n": 23, "generator": str(checkpoints()), "device": "cpu", "batch_size": 8, **options}
+        with Ranks("cpu") as ranks:
+            return generate(SampleConfig(out=str(out), **values), ranks).path
+
+    return sample
+
+
 @pytest.fixture
-def run(tmp_path: Path, checkpoints: Callable[..., Path]) -> Callable[..., Path]:
-    """``run(n=..., ...)``: sample on the CPU into a new folder (or ``out``) from the tiny generator (or another)."""
+def run(tmp_path: Path, sample_into: Callable[..., Path]) -> Callable[..., Path]:
+    """``run(n=..., ...)``: :func:`sample_into` a new folder, or ``out``."""
     numbers = itertools.count()
 
-    def sample(**options: object) -> Path:
-        config = SampleConfig(
-            **{
-                "n": 23,
-                "generator": str(checkpoints()),
-                "out": str(tmp_path / f"samples-{next(numbers)}"),
-                "device": "cpu",
-                "batch_size": 8,
-                **options,
-            }
-        )
-        with Ranks("cpu") as ranks:
-            return generate(config, ranks).path
+    def sample(out: str | None = None, **options: object) -> Path:
+        return sample_into(Path(out) if out is not None else tmp_path / f"samples-{next(numbers)}", **options)
 
     return sample
 

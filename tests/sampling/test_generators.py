@@ -137,7 +137,9 @@ def test_weights_that_are_not_finite_are_found_at_the_first_batch(copy, run):
     weights["conv_out.bias"][:] = float("nan")
     save_file(weights, path)
     edit(copy / "config.json", sha256=sha256_file(path))
-    with pytest.raises(SynthfastError, match="^batch of image 0: expected finite pixels, found NaN or infinity; check"):
+    with pytest.raises(
+        SynthfastError, match=r"^batch of image 0: expected finite pixels, found NaN or infinity; check"
+    ):
         run(generator=str(copy))
 
 
