@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from synthfast.cli.main import main
 
 # The embedded generator, as quick as it can be.

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from synthfast.models.small_cnn import SmallCNN, SmallCNNConfig
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (7, 3), (32, 3)])
+def test_logits_for_any_size_in_any_layout(size, channels):
+    torch.manual_seed(0)
+    model = SmallCNN(SmallCNNConfig(channels, 5, (8, 16))).eval()
+    images = torch.randn(4, channels, size, size)
+    logits = model(images)
+    assert logits.shape == (4, 5)
+    torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), logits)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_every_stage_but_the_first_halves_the_resolution():
+    model = SmallCNN(SmallCNNConfig(1, 10, (4, 8, 16))).eval()
+    assert model.features(torch.zeros(1, 1, 8, 8)).shape == (1, 16, 2, 2)

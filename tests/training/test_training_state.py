@@ -1,0 +1,115 @@
+"""The state file: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from synthfast.errors import SynthfastError, UsageError
+from synthfast.training.state import STATE_FILE, load_state, save_state
+
+CONFIG = {"lr": 0.1, "name": "toy", "flip": None, "steps": 10}
+
+
+def network(width: int = 4) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
+    model, average = nn.Linear(3, width), nn.Linear(3, width)
+    return {"model": model, "ema": average}, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def step(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    modules["model"](torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, dict[str, nn.Module], torch.optim.Optimizer]:
+    modules, optimizer = network()
+    step(modules, optimizer)
+    step(modules, optimizer)
+    save_state(tmp_path, 2, CONFIG, modules, optimizer)
+    return tmp_path, modules, optimizer
+
+
+def test_everything_comes_back(saved):
+    folder, modules, optimizer = saved
+    others, other_optimizer = network()
+    assert load_state(folder, CONFIG, others, other_optimizer) == 2
+    for _ in range(3):  # equal now and after more steps, so the optimizer's moments and step count are back too
+        for name, module in modules.items():
+            for mine, theirs in zip(module.parameters(), others[name].parameters(), strict=True):
+                assert torch.equal(mine, theirs)
+        step(modules, optimizer)
+        step(others, other_optimizer)
+
+
+def test_a_folder_without_a_state_starts_at_0(tmp_path):
+    modules, optimizer = network()
+    assert load_state(tmp_path, CONFIG, modules, optimizer) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.2}, "--lr: FOLDER was made with 0.1, this command says 0.2; repeat"),
+        ({"flip": True}, "--flip: FOLDER was made with null, this command says true; repeat"),
+        ({"name": "other"}, '--the-name: FOLDER was made with "toy", this command says "other"; repeat'),
+        ({"new_one": 1}, "--new-one: FOLDER was made with nothing, this command says 1; repeat"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(saved, changes, message):
+    folder, modules, optimizer = saved
+    with pytest.raises(UsageError) as caught:
+        load_state(folder, {**CONFIG, **changes}, modules, optimizer, options={"name": "--the-name"})
+    assert str(caught.value).startswith(message.replace("FOLDER", str(folder)))
+    assert load_state(folder, {**CONFIG, **changes}, modules, optimizer, may_differ=tuple(changes)) == 2
+
+
+def test_a_state_of_another_architecture_is_refused(saved):
+    modules, optimizer = network(width=5)
+    with pytest.raises(SynthfastError, match="does not fit this model") as caught:
+        load_state(saved[0], CONFIG, modules, optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_that_lacks_weights_is_refused(saved):
+    path = saved[0] / STATE_FILE
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("ema.")}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    with pytest.raises(SynthfastError, match="does not fit this model"):
+        load_state(saved[0], CONFIG, *network())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 900])
+def test_a_truncated_state_is_refused(saved, keep):
+    path = saved[0] / STATE_FILE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(SynthfastError, match="not a readable training state") as caught:
+        load_state(saved[0], CONFIG, *network())
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"step": "2"},
+        {"config": json.dumps(CONFIG)},
+        {"step": "two", "config": json.dumps(CONFIG)},
+        {"step": "-1", "config": json.dumps(CONFIG)},
+        {"step": "2", "config": "{"},
+        {"step": "2", "config": "[]"},
+    ],
+)
+def test_a_state_with_other_metadata_is_refused(tmp_path, metadata):
+    save_file({"model.weight": torch.zeros(4, 3)}, tmp_path / STATE_FILE, metadata)
+    with pytest.raises(SynthfastError, match="not a readable training state"):
+        load_state(tmp_path, CONFIG, *network())
