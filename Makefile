@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	@rm -rf $(RUNS)
 	$(SYNTHFAST) sample --n 4000 --out $(RUNS)/samples
 	$(SYNTHFAST) shards ls $(RUNS)/samples
-	$(SYNTHFAST) train classifier --synthetic $(RUNS)/samples --fraction 1 --steps 600 --out $(RUNS)/classifier
+	$(SYNTHFAST) train classifier --synthetic $(RUNS)/samples --fraction 1 --steps 400 --out $(RUNS)/classifier
 	$(SYNTHFAST) score accuracy --classifier $(RUNS)/classifier --dataset digits:test --out $(RUNS)/accuracy.json
 	@echo "The classifier saw no real image. The first samples: $(RUNS)/samples/preview.png"
 

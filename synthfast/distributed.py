@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 
 Value = TypeVar("Value")
 
@@ -22,13 +24,23 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
+    if kind != "cuda" or (number and not number.isdecimal()):
         raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(number) if number else local_rank
     if index >= count:
         raise UsageError(f"--device {name}: GPU {index} is wanted, found {count} usable GPUs; use --device cpu")
     return torch.device("cuda", index)
+
+
+@contextlib.contextmanager
+def _others() -> Iterator[None]:
+    """Around what needs the other ranks: gloo and NCCL report one that has ended as a RuntimeError of many words."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise SynthfastError(f"another rank has ended or cannot be reached; look for its message ({reason})") from error
 
 
 class Ranks:
@@ -55,7 +67,13 @@ class Ranks:
         if self.world_size > 1:
             # A rank may wait at a barrier for as long as another takes over its last shard.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
+            try:
+                with _others():
+                    dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
+            except ValueError as error:  # an environment variable that torchrun sets is missing
+                raise UsageError(
+                    f"WORLD_SIZE={self.world_size}: expected a launch by torchrun ({error}); use it, or unset WORLD_SIZE"
+                ) from error
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -65,14 +83,16 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for every rank (on the CPU)."""
         if self.world_size > 1:
-            dist.all_reduce(torch.zeros(1))
+            with _others():
+                dist.all_reduce(torch.zeros(1))
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's ``value``, a small picklable object of our own, on every rank."""
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        with _others():
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def mean(self, value: float) -> float:
@@ -80,12 +100,14 @@ class Ranks:
         if self.world_size == 1:
             return value
         total = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(total)
+        with _others():
+            dist.all_reduce(total)
         return float(total) / self.world_size
 
     def add(self, name: str, amount: int) -> int:
         """Add to a counter that all ranks share and return its value; no rank waits for another."""
         if self.world_size > 1:
-            return dist.distributed_c10d._get_default_store().add(f"synthfast/{name}", amount)
+            with _others():
+                return dist.distributed_c10d._get_default_store().add(f"synthfast/{name}", amount)
         self._counts[name] = self._counts.get(name, 0) + amount
         return self._counts[name]

@@ -20,10 +20,17 @@ def load_classifier(folder: str | Path, device: torch.device) -> tuple[nn.Module
     """A classifier of ``synthfast train classifier``, in evaluation mode, and its configuration."""
     config, tensors = load_checkpoint(folder, "classifier")
     try:
-        shape = dict(config["model"])
-        shape.pop("name")
-        model = SmallCNN(SmallCNNConfig(**{**shape, "widths": tuple(shape["widths"])}))
+        sizes = dict(config["model"])
+        sizes.pop("name")
+        model = SmallCNN(SmallCNNConfig(**{**sizes, "widths": tuple(sizes["widths"])}))
         model.load_state_dict(tensors)
+        shape, classes = config["shape"], config["classes"]
+        if (
+            not isinstance(shape, list)
+            or len(shape) != 3
+            or (shape[2], classes) != (sizes["channels"], sizes["classes"])
+        ):
+            raise ValueError(f"images {shape} in {classes} classes")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise SynthfastError(f"{folder}: the weights do not fit config.json ({reason}); train again") from error
@@ -68,4 +75,5 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> list[flo
     share = successes / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+    # Rounding must not push the share itself out of its interval.
+    return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]

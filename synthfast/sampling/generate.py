@@ -39,6 +39,8 @@ _OPTIONS = {
     "compile": "--compile",
     "device": "--device",
     "solver.name": "--solver",
+    "shape": "--generator (its image shape)",
+    "classes": "--generator (its classes)",
     "generator.name": "--generator",
     "generator.sha256": "--generator (its weights)",
     "synthfast": "the version of synthfast",
@@ -114,7 +116,7 @@ def _label_plan(config: SampleConfig, generator: Generator) -> LabelPlan | None:
 
 def _request(config: SampleConfig, generator: Generator, batch_size: int, device: torch.device) -> dict[str, Any]:
     """Everything that the content of the set depends on, in the manifest's order."""
-    return {
+    first = {
         "n": config.n,
         "shape": list(generator.shape),
         "classes": generator.classes,
@@ -122,13 +124,19 @@ def _request(config: SampleConfig, generator: Generator, batch_size: int, device
         "generator": {"name": generator.name, "sha256": getattr(generator, "fingerprint", None)},
         "seed": config.seed,
         "labels": None if generator.classes is None else config.labels,
-        **getattr(generator, "facts", {}),
+    }
+    last = {
         "batch_size": batch_size,
         "precision": config.precision,
         "compile": config.compile,
         "device": device.type,
         "synthfast": __version__,
     }
+    facts = getattr(generator, "facts", {})
+    for key in facts:
+        if key in first or key in last:
+            raise SynthfastError(f"{generator.name}: its facts have the key '{key}', which the sampler uses; rename it")
+    return {**first, **facts, **last}
 
 
 def _open(path: Path, request: dict[str, Any], options: dict[str, str], ranks: Ranks) -> ShardFolder:

@@ -23,7 +23,10 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import json
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -229,42 +232,86 @@ def _from_python(config: SampleConfig, device: torch.device) -> Generator:
     if given:
         flag = "--" + given[0].replace("_", "-")
         raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
-    try:
-        with _current_folder_importable():
+    where = f"--generator {config.generator}"
+    with _current_folder_importable(), _code_of_others(where):
+        try:
             module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--generator {config.generator}: cannot be imported ({error}); check the name") from error
-    generator = function(device)
-    missing = [name for name in ("name", "shape", "classes", "sample") if not hasattr(generator, name)]
-    if missing:
-        raise SynthfastError(
-            f"--generator {config.generator}: what it returned lacks {', '.join(missing)}; "
-            "see synthfast.sampling.generators for the protocol"
-        )
-    shape, classes = generator.shape, generator.classes
-    whole = (
-        isinstance(shape, (tuple, list)) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
-    )
-    if (
-        not whole
-        or not isinstance(generator.name, str)
-        or (classes is not None and (type(classes) is not int or classes < 1))
-    ):
-        raise SynthfastError(
-            f"--generator {config.generator}: expected a name, a shape (H, W, C) and a number of classes or None, found "
-            f"{generator.name!r}, {shape!r} and {classes!r}; correct the generator"
-        )
-    if not hasattr(generator, "fingerprint"):
+            function = getattr(module, function_name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"{where}: cannot be imported ({error}); check the name") from error
+        made = function(device)
         source = getattr(module, "__file__", None)
-        generator.fingerprint = sha256_file(source) if source else "unknown"
-    return generator
+        return PythonGenerator(where, made, sha256_file(source) if source else "unknown")
+
+
+class PythonGenerator:
+    """What ``py:module:function`` returned: attributes checked, what its code raises in one line.
+
+    Args:
+        where: starts the messages.
+        made: see :class:`Generator`.
+        fingerprint: where ``made`` has none of its own.
+
+    Raises SynthfastError for attributes that are missing or wrong.
+    """
+
+    def __init__(self, where: str, made: Generator, fingerprint: str) -> None:
+        missing = [name for name in ("name", "shape", "classes", "sample") if not hasattr(made, name)]
+        if missing:
+            raise SynthfastError(
+                f"{where}: what it returned lacks {', '.join(missing)}; "
+                "see synthfast.sampling.generators for the protocol"
+            )
+        self._where, self._made = where, made
+        self.name, self.shape, self.classes = made.name, made.shape, made.classes
+        self.fingerprint, self.facts = getattr(made, "fingerprint", fingerprint), getattr(made, "facts", {})
+        self.concurrent = bool(getattr(made, "concurrent", False))
+        self._require("a string as name", self.name, isinstance(self.name, str))
+        is_shape = isinstance(self.shape, (tuple, list)) and len(self.shape) == 3
+        is_shape = is_shape and all(type(side) is int and side > 0 for side in self.shape)
+        self._require("three positive integers as shape (H, W, C)", self.shape, is_shape)
+        is_classes = self.classes is None or (type(self.classes) is int and self.classes > 0)
+        self._require("a positive integer or None as classes", self.classes, is_classes)
+        self._require("a string as fingerprint", self.fingerprint, isinstance(self.fingerprint, str))
+        self._require("a dictionary of JSON values as facts", self.facts, _is_json_object(self.facts))
+
+    def _require(self, expected: str, found: object, condition: bool) -> None:
+        if not condition:
+            raise SynthfastError(f"{self._where}: expected {expected}, found {found!r}; correct the generator")
+
+    def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        with _code_of_others(self._where):
+            return self._made.sample(index, labels, seed)
+
+
+def _is_json_object(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 @contextlib.contextmanager
-def _current_folder_importable():
+def _code_of_others(where: str) -> Iterator[None]:
+    """Around code that is not ours and may raise anything: one line that says what, and in which line of which file."""
+    try:
+        yield
+    except (SynthfastError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        # A syntax error says itself where it is; its last frame is Python's importer.
+        place = "" if isinstance(error, SyntaxError) else f" ({frame.filename}, line {frame.lineno})"
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SynthfastError(f"{where}: {what}{place}; correct the generator") from error
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
     sys.path.insert(0, "")
     try:
         yield
     finally:
-        sys.path.remove("")
+        with contextlib.suppress(ValueError):  # the module may have put a path of its own there
+            sys.path.remove("")

@@ -321,7 +321,49 @@ class NumPyClasses(Noise):
     import numpy
     classes = numpy.int64(5)
 
-for cls in (Unlabelled, WithFacts, Wrong, NaN, Array, Integers, Bare, Flat, NumPyClasses):
+class Nameless(Noise):
+    name = None
+
+class Numbered(Noise):
+    fingerprint = 7
+
+class NaNFacts(Noise):
+    facts = {"a": float("nan")}
+
+class TensorFacts(Noise):
+    facts = {"a": torch.zeros(1)}
+
+class ListFacts(Noise):
+    facts = ["a"]
+
+class SeedFacts(Noise):
+    facts = {"temperature": 1, "seed": 3}
+
+class Raising(Noise):
+    def sample(self, index, labels, seed):
+        raise LookupError("two\\nlines")
+
+class Frozen(Noise):
+    __slots__ = ()
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+def broken(device):
+    return 1 / 0
+
+def needs_more(device, path):
+    return Noise()
+
+def made_by_a_helper(device):
+    import HELPER
+    return Noise()
+
+NUMBER = 3
+
+for cls in (
+    *(Unlabelled, WithFacts, Wrong, NaN, Array, Integers, Bare, Flat, NumPyClasses),
+    *(Nameless, Numbered, NaNFacts, TensorFacts, ListFacts, SeedFacts, Raising, Frozen),
+):
     globals()["make_" + cls.__name__.lower()] = lambda device, cls=cls: cls()
 """
 _numbers = itertools.count()
@@ -333,10 +375,14 @@ def module(tmp_path, monkeypatch) -> str:
     name = f"generators_of_a_test_{next(_numbers)}"
     folder = tmp_path / "current"
     folder.mkdir()
-    (folder / f"{name}.py").write_text(NOISE)
+    (folder / f"{name}.py").write_text(NOISE.replace("HELPER", f"{name}_helper"))
+    (folder / f"{name}_helper.py").write_text("")
+    (folder / f"{name}_wrong.py").write_text("def make(:")
+    (folder / f"{name}_raising.py").write_text("raise OverflowError('too much')")
     monkeypatch.chdir(folder)
     yield name
-    sys.modules.pop(name, None)
+    for suffix in ("", "_helper"):
+        sys.modules.pop(name + suffix, None)
 
 
 def test_a_python_generator_is_sampled(module, run, tmp_path):
@@ -358,6 +404,32 @@ def test_a_python_generator_without_classes(module, run):
     assert ShardSet(run(generator=f"py:{module}:make_unlabelled")).labels is None
 
 
+def test_a_generator_that_cannot_be_written_to(module, run):
+    request = ShardSet(run(generator=f"py:{module}:make_frozen")).manifest.request.values
+    assert request["generator"]["sha256"] == sha256_file(f"{module}.py")
+
+
+def test_the_function_may_import_from_the_current_folder(module, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
+    load_generator(SampleConfig(generator=f"py:{module}:made_by_a_helper"), CPU)
+    assert f"{module}_helper" in sys.modules
+
+
+def test_facts_cannot_hide_what_the_sampler_records(module, run, tmp_path):
+    with pytest.raises(SynthfastError, match=r"^noise: its facts have the key 'seed', which the sampler uses; rename"):
+        run(generator=f"py:{module}:make_seedfacts", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"), [("_wrong", "SyntaxError: "), ("_raising", "OverflowError: too much (/")]
+)
+def test_a_module_that_does_not_load_is_one_line(module, suffix, message):
+    spec = f"py:{module}{suffix}:make"
+    found = refused(spec)
+    assert found.startswith(f"--generator {spec}: {message}") and f"{module}{suffix}.py" in found
+
+
 def test_fingerprint_and_facts_are_recorded(module, run):
     request = ShardSet(run(generator=f"py:{module}:make_withfacts")).manifest.request.values
     assert request["generator"]["sha256"] == "v1" and request["temperature"] == 0.5
@@ -373,13 +445,14 @@ def test_fingerprint_and_facts_are_recorded(module, run):
         ("make_array", "noise: sample() must give a float tensor [8, 3, 4, 4], found ndarray; correct it"),
         ("make_integers", "noise: sample() must give a float tensor [8, 3, 4, 4], found torch.uint8 [8, 3, 4, 4]"),
         ("make_nan", "batch of image 16: expected finite pixels, found NaN or infinity"),
+        ("make_raising", "--generator py:MODULE:make_raising: LookupError: two lines (/"),
     ],
 )
 def test_wrong_output_is_one_line_and_leaves_no_shard(module, run, tmp_path, function, message):
     out = tmp_path / "out"
     with pytest.raises(SynthfastError) as caught:
         run(generator=f"py:{module}:{function}", out=str(out))
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message.replace("MODULE", module)) and "\n" not in str(caught.value)
     assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 
@@ -393,8 +466,20 @@ def test_wrong_output_is_one_line_and_leaves_no_shard(module, run, tmp_path, fun
         ("py:MODULE:nothing", UsageError, "has no attribute 'nothing'"),
         ("py:MODULE_not:make", UsageError, "No module named"),
         ("py:MODULE:make_bare", SynthfastError, "what it returned lacks classes, sample"),
-        ("py:MODULE:make_flat", SynthfastError, "expected a name, a shape (H, W, C) and a number of classes or None"),
-        ("py:MODULE:make_numpyclasses", SynthfastError, "expected a name, a shape (H, W, C) and a number of classes"),
+        ("py:MODULE:make_flat", SynthfastError, "expected three positive integers as shape (H, W, C), found (4, 4);"),
+        (
+            "py:MODULE:make_numpyclasses",
+            SynthfastError,
+            "expected a positive integer or None as classes, found ",
+        ),
+        ("py:MODULE:make_nameless", SynthfastError, "expected a string as name, found None; correct the generator"),
+        ("py:MODULE:make_numbered", SynthfastError, "expected a string as fingerprint, found 7; correct the generator"),
+        ("py:MODULE:make_nanfacts", SynthfastError, "expected a dictionary of JSON values as facts, found {'a': nan}"),
+        ("py:MODULE:make_tensorfacts", SynthfastError, "expected a dictionary of JSON values as facts, found {'a': te"),
+        ("py:MODULE:make_listfacts", SynthfastError, "expected a dictionary of JSON values as facts, found ['a']"),
+        ("py:MODULE:broken", SynthfastError, "ZeroDivisionError: division by zero (/"),
+        ("py:MODULE:NUMBER", SynthfastError, "TypeError: 'int' object is not callable (/"),
+        ("py:MODULE:needs_more", SynthfastError, "TypeError: needs_more() missing 1 required positional argument"),
     ],
 )
 def test_what_is_no_generator_is_refused(module, spec, kind, message):

@@ -1,22 +1,13 @@
-"""Training runs of a tiny network in this process."""
+"""A tiny network in place of the one that is trained for real."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from synthfast.config import GeneratorConfig
-from synthfast.distributed import Ranks
 from synthfast.models.unet_config import UNet2DConfig
-from synthfast.training import generator, train_generator
 
 
-def tiny_unet_config(image_size: int, channels: int, classes: int | None) -> UNet2DConfig:
-    """Stands in for ``small_unet_config``: about 20,000 weights."""
+def tiny_unet(image_size: int, channels: int, num_classes: int | None, dropout: float = 0.0) -> UNet2DConfig:
     return UNet2DConfig(
         sample_size=image_size,
         in_channels=channels,
@@ -25,41 +16,22 @@ def tiny_unet_config(image_size: int, channels: int, classes: int | None) -> UNe
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
         layers_per_block=1,
-        attention_head_dim=8,
         norm_num_groups=4,
-        num_class_embeds=None if classes is None else classes + 1,
+        attention_head_dim=8,
+        dropout=dropout,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
     )
 
 
 @pytest.fixture
-def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """From now on generators of tiny networks are trained; ``tiny_network(dropout=0.2)`` changes their configuration."""
+def tiny(monkeypatch):
+    """Training in a blink: a network of a few thousand parameters. ``tiny(dropout=0.5)`` replaces it by one with dropout."""
 
-    def use(**changes: object) -> None:
-        def config(*shape: int | None) -> UNet2DConfig:
-            return dataclasses.replace(tiny_unet_config(*shape), **changes)
+    def use(dropout: float = 0.0) -> None:
+        def config(image_size, channels, num_classes):
+            return tiny_unet(image_size, channels, num_classes, dropout)
 
-        monkeypatch.setattr(generator, "small_unet_config", config)
+        monkeypatch.setattr("synthfast.training.generator.small_unet_config", config)
 
     use()
     return use
-
-
-@pytest.fixture
-def train(tmp_path: Path, tiny_network: Callable[..., None]) -> Callable[..., Path]:
-    """``train(steps=..., ...)``: train on the CPU into a new folder (or ``out``), which is returned."""
-    numbers = itertools.count()
-
-    def run(report: Callable[[generator.Progress], None] | None = None, **options: object) -> Path:
-        values = {
-            "steps": 2,
-            "batch_size": 8,
-            "device": "cpu",
-            "out": str(tmp_path / f"run-{next(numbers)}"),
-            **options,
-        }
-        with Ranks("cpu") as ranks:
-            train_generator(GeneratorConfig(**values), ranks, report)
-        return Path(values["out"])
-
-    return run

@@ -57,7 +57,7 @@ def test_a_batch_is_read_with_its_labels():
 
 
 def test_bytes_become_numbers_from_minus_1_to_1():
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
     found = to_model(images, CPU)
     assert found.shape == (2, 3, 16, 16) and found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def test_half_of_the_images_are_mirrored_by_index_alone():
 
 
 def test_prefetched_items_come_in_order_and_few_ahead():
-    made, lock, taken = [], threading.Lock(), 0
+    made, lock = [], threading.Lock()
 
     def make(step: int) -> int:
         assert threading.current_thread() is not threading.main_thread()
@@ -87,9 +87,8 @@ def test_prefetched_items_come_in_order_and_few_ahead():
             made.append(step)
         return step
 
-    for step in prefetch(make, 3, 20, ahead=2):
-        assert step == 3 + taken
-        taken += 1
+    for taken, step in enumerate(prefetch(make, 3, 20, ahead=2), start=1):
+        assert step == 2 + taken
         time.sleep(0.003)
         assert len(made) <= taken + 3
     assert made == list(range(3, 20))
