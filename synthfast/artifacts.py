@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def commit_temporary(path: Path) -> None:
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` to ``path``: temporary name, flush, fsync, rename. Raises SynthfastError in one line."""
     path = Path(path)
+    if path.is_dir():
+        raise os_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
@@ -76,7 +79,8 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """Canonical JSON: two-space indent, key order as given, a newline at the end; NaN and infinity are refused."""
-    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a path that is not UTF-8 has lone surrogates: JSON writes \udcff
 
 
 def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
@@ -85,7 +89,10 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
-    """Read a JSON object. ``what`` names the file's role in the one-line errors ("manifest", "checkpoint")."""
+    """Read a JSON object. ``what`` names the file's role in the one-line errors ("manifest", "checkpoint").
+
+    NaN and infinities are let through, because diffusers writes them.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -123,6 +130,21 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Any], metadata: dic
     atomic_write_bytes(path, save(plain, metadata=metadata))
 
 
+# What torch.load raises on damaged bytes, beyond the UnpicklingError and RuntimeError that it promises.
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+
+
 def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict[str, Any]:
     """Read named tensors from safetensors; from a ``.pt``/``.pth``/``.bin`` pickle only with ``allow_pickle``.
 
@@ -138,16 +160,16 @@ def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict
             f"{path}: weights of kind '{path.suffix}' are pickles, which are refused; "
             "convert the file to safetensors, or pass --allow-pickle if you trust it"
         )
-    import pickle
-
     import torch
 
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except _UNPICKLING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SynthfastError(f"{path}: not a file of plain tensors ({reason}); convert it to safetensors") from error
-    if not isinstance(value, dict) or not all(isinstance(item, torch.Tensor) for item in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
+    ):
         raise SynthfastError(f"{path}: expected a dictionary of tensors, found {type(value).__name__}")
     return value
 

@@ -160,8 +160,8 @@ class ClassifierConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
+        _require(self.steps >= 1, "--steps", self.steps, "a whole number of at least 1")
+        _require(self.batch_size >= 2, "--batch-size", self.batch_size, "at least 2, for the network has batch norm")
         _require_optimizer(self.lr, self.weight_decay)
         _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
         if self.fraction is not None and self.fraction > 0 and not self.synthetic:
@@ -203,7 +203,7 @@ def make_config(cls: type[Config], values: Mapping[str, Any], where: str = "") -
     checked = {}
     for name, value in values.items():
         if name not in fields:
-            raise UsageError(f"{prefix}unknown key '{name}'; expected one of {', '.join(fields)}")
+            raise UsageError(f"{prefix}unknown key {name!r}; expected one of {', '.join(fields)}")
         checked[name] = _checked(hints[name], value, f"{prefix}{name}")
         choices = fields[name].metadata.get("choices")
         if choices and checked[name] is not None and checked[name] not in choices:
@@ -224,7 +224,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)
         raise UsageError(f"{where}: expected a list of strings, found {value!r}")
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not kind:
         names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
@@ -238,7 +238,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file; check --config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an endless integer
         raise UsageError(f"{path}: not a readable TOML file ({error}); correct it") from None
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+import typing
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,7 @@ BAD_VALUES = [
     (GeneratorConfig, "label_dropout", 1.0),
     (GeneratorConfig, "seed", 2**63),
     (ClassifierConfig, "steps", 0),
-    (ClassifierConfig, "batch_size", 0),
+    (ClassifierConfig, "batch_size", 1),
     (ClassifierConfig, "lr", -1.0),
     (ClassifierConfig, "lr", math.inf),
     (ClassifierConfig, "weight_decay", -1.0),
@@ -57,6 +58,9 @@ WRONG_TYPES = [
     (SampleConfig, "n", None, "a whole number"),
     (SampleConfig, "guidance", "2", "a number"),
     (SampleConfig, "guidance", True, "a number"),
+    (GeneratorConfig, "lr", 10**400, "a number"),  # too large for one
+    (GeneratorConfig, "flip", "yes", "true or false"),
+    (GeneratorConfig, "image_size", 8.0, "a whole number"),
     (SampleConfig, "generator", 3, "a string"),
     (SampleConfig, "compile", 1, "true or false"),
     (SampleConfig, "out", ["a"], "a string"),
@@ -84,15 +88,19 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_option(cls, name, val
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "expected"), WRONG_TYPES)
-def test_a_wrong_type_is_refused(cls, name, value, expected):
+def test_a_wrong_type_is_refused_by_file_and_key(cls, name, value, expected):
+    for where, start in (("", ""), ("set.toml", "set.toml: ")):
+        with pytest.raises(UsageError) as caught:
+            make_config(cls, {name: value}, where)
+        assert str(caught.value) == f"{start}{name}: expected {expected}, found {value!r}"
+
+
+@pytest.mark.parametrize("key", ["batchsize", "", "batch-size", "a\nb"])
+def test_an_unknown_key_is_refused_with_the_known_ones(key):
     with pytest.raises(UsageError) as caught:
-        make_config(cls, {name: value})
-    assert str(caught.value) == f"{name}: expected {expected}, found {value!r}"
-
-
-def test_an_unknown_key_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"^set\.toml: unknown key 'batchsize'; expected one of n, .*batch_size"):
-        make_config(SampleConfig, {"batchsize": 3}, "set.toml")
+        make_config(SampleConfig, {key: 3}, "set.toml")
+    assert str(caught.value).startswith(f"set.toml: unknown key {key!r}; expected one of n, generator, ")
+    assert ", batch_size, " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_choices_are_checked():
@@ -110,15 +118,52 @@ def test_limits_of_the_seed_are_valid():
         assert all(make_config(cls, {"seed": seed}).seed == seed for cls in STAGES)
 
 
-def test_toml_gives_back_the_same_config():
-    configs = [
-        SampleConfig(n=7, out='a "quoted" \\ path\n\x7f é', guidance=1e-30, clip=math.inf, s_tmin=0.1, compile=True),
-        GeneratorConfig(seed=-(2**63), lr=1 / 3, conditional=False, flip=True),
-        ClassifierConfig(synthetic=("a", "b,c", ""), fraction=0.25),
-        *(cls() for cls in STAGES),
-    ]
-    for config in configs:
-        assert make_config(type(config), tomllib.loads(to_toml(config))) == config
+def test_none_is_a_value_only_where_the_default_is_none():
+    for cls in STAGES:
+        for field in dataclasses.fields(cls):
+            if field.default is None:
+                assert getattr(make_config(cls, {field.name: None}), field.name) is None
+            else:
+                with pytest.raises(UsageError, match=f"^{field.name}: expected .*, found None$"):
+                    make_config(cls, {field.name: None})
+
+
+def other_value(field: dataclasses.Field, hint: object) -> object:
+    """A valid value that is not the default, of the kind that ``hint`` says."""
+    if field.name == "fraction":
+        return 0.25
+    if field.metadata.get("choices"):
+        return next(choice for choice in field.metadata["choices"] if choice != field.default)
+    kind = next(kind for kind in (*typing.get_args(hint), hint) if kind is not type(None) and kind is not Ellipsis)
+    if hint == tuple[str, ...]:
+        return ("a", "b, c", "")
+    return {bool: not field.default, int: 7, float: 0.1 + 0.2, str: 'a "quoted" \\ path\n\t\x7f é 字 \U0001f600'}[kind]
+
+
+@pytest.mark.parametrize("cls", STAGES)
+def test_a_file_gives_back_every_field(cls, tmp_path):
+    hints = typing.get_type_hints(cls)
+    filled = cls(**{field.name: other_value(field, hints[field.name]) for field in dataclasses.fields(cls)})
+    path = tmp_path / "set.toml"
+    for config in (cls(), filled):
+        path.write_text(to_toml(config), encoding="utf-8")
+        values = read_toml(path)
+        assert make_config(cls, values, str(path)) == config
+        assert None not in values.values()
+    assert values.keys() == {field.name for field in dataclasses.fields(cls)}
+    assert all(getattr(filled, field.name) != field.default for field in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SampleConfig(clip=math.inf, s_tmax=math.inf, guidance=-1e-300, eta=0.0),
+        GeneratorConfig(seed=-(2**63), lr=1 / 3, conditional=False, flip=False),
+        ClassifierConfig(synthetic=("a",), fraction=1.0, lr=5e300),
+    ],
+)
+def test_toml_holds_the_ends_of_numbers(config):
+    assert make_config(type(config), tomllib.loads(to_toml(config))) == config
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False))
@@ -134,6 +179,7 @@ def test_toml_holds_any_text_and_number(text, number):
         (b"\xff", "not a readable TOML file"),
         (b"n = 1\nn = 2", "not a readable TOML file"),
         (b"x = " + b"[" * 100_000, "not a readable TOML file"),
+        (b"n = " + b"9" * 10_000, "not a readable TOML file"),
         (None, "no such configuration file"),
     ],
 )

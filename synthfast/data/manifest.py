@@ -233,7 +233,8 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, str, str] 
         return None
     if old == new and isinstance(old, bool) == isinstance(new, bool):
         return None
-    return key, _show(old), _show(new)
+    was, now = ("nothing" if value is None else _show(value) for value in (old, new))
+    return key, was, now
 
 
 def _take(value: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

@@ -181,5 +181,7 @@ def _class_embedding(config: UNet2DConfig, features: int) -> nn.Module | None:
     if config.class_embed_type == "identity":
         return nn.Identity()
     if config.num_class_embeds is not None:
-        return nn.Embedding(config.num_class_embeds, config.embedding_dim)
+        # What nn.Embedding does, but for the meta device, where normal_ would import torch._dynamo: more than a second.
+        weight = torch.empty(config.num_class_embeds, config.embedding_dim)
+        return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
     return None

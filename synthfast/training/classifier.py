@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.config import ClassifierConfig
 from synthfast.data import ImageSet, ShardSet, open_images
-from synthfast.distributed import pick_device
+from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.small_cnn import SmallCNN, SmallCNNConfig
 from synthfast.training.batches import EpochOrder, prefetch, read_batch, to_model
-from synthfast.training.generator import Progress, Trained
+from synthfast.training.generator import Progress, Trained, not_finite
 
 
 def train_classifier(config: ClassifierConfig, report: Callable[[Progress], None] | None = None) -> Trained:
@@ -31,12 +31,17 @@ def train_classifier(config: ClassifierConfig, report: Callable[[Progress], None
         UsageError: options or sets that do not fit each other, or a folder that holds another kind of checkpoint.
         SynthfastError: unreadable data, a loss that is not finite, a disk that refuses.
     """
-    device = pick_device(config.device)
-    make_checkpoint_folder(config.out, "classifier")
+    ranks = Ranks(config.device)
+    if ranks.world_size > 1:
+        raise UsageError(f"train classifier: expected one process, found {ranks.world_size} ranks; leave torchrun out")
+    device = ranks.device
     parts = _parts(config)
+    make_checkpoint_folder(config.out, "classifier")
     reference = parts[0][0]
-    torch.manual_seed(config.seed % 2**63)
-    model = SmallCNN(SmallCNNConfig(reference.shape[2], reference.classes or 0)).to(device).train()
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+        torch.default_generator.manual_seed(config.seed % 2**63)
+        model = SmallCNN(SmallCNNConfig(reference.shape[2], reference.classes or 0))
+    model.to(device).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
@@ -64,8 +69,9 @@ def train_classifier(config: ClassifierConfig, report: Callable[[Progress], None
         if last or time.perf_counter() - clock > 1.0:
             loss = float(torch.stack(losses).mean())
             losses.clear()
-            if not math.isfinite(loss):
-                raise SynthfastError(f"step {step + 1}: the loss is {loss}, expected a finite number; lower --lr")
+            problem = not_finite(loss, model if last else None)
+            if problem is not None:
+                raise SynthfastError(f"step {step + 1}: {problem}, expected finite numbers; lower --lr")
             if report is not None:
                 rate = seen / (time.perf_counter() - clock)
                 report(Progress(step + 1, config.steps, loss, config.batch_size, rate))
@@ -86,6 +92,11 @@ def _parts(config: ClassifierConfig) -> list[tuple[ImageSet, int]]:
     """The sets a batch is drawn from, with the number of images from each."""
     fraction = config.fraction if config.fraction is not None else (0.5 if config.synthetic else 0.0)
     synthetic = round(fraction * config.batch_size)
+    if (fraction > 0 and synthetic == 0) or (fraction < 1 and synthetic == config.batch_size):
+        raise UsageError(
+            f"--fraction {fraction:g}: {synthetic} of {config.batch_size} images a batch would be synthetic, expected at "
+            "least one of each kind; enlarge --batch-size"
+        )
     parts: list[tuple[ImageSet, int]] = []
     if synthetic < config.batch_size:
         real = open_images(config.dataset, data_dir=Path(config.data_dir), download=config.download)

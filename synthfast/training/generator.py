@@ -144,10 +144,10 @@ class _Job:
                 if at_checkpoint:
                     last_loss = ranks.mean(last_loss)
                 losses.clear()
-                if not math.isfinite(last_loss) or (at_checkpoint and not self._weights_finite()):
-                    what = "a weight is not finite" if math.isfinite(last_loss) else f"the loss is {last_loss}"
+                problem = not_finite(last_loss, self.model if at_checkpoint else None)
+                if problem is not None:
                     raise SynthfastError(
-                        f"step {done}: {what}, expected finite numbers; the last checkpoint is kept, "
+                        f"step {done}: {problem}, expected finite numbers; the last checkpoint is kept, "
                         "lower --lr and choose another --out"
                     )
                 rate = seen / (time.perf_counter() - clock)
@@ -181,9 +181,6 @@ class _Job:
         self.optimizer.step()
         self.average.update(self.model, step + 1)
         return loss.detach()
-
-    def _weights_finite(self) -> bool:
-        return all(bool(weights.isfinite().all()) for weights in self.model.parameters())
 
     def _picture(self, step: int) -> Path:
         return self.folder / f"samples-{step:06d}.png"
@@ -228,6 +225,18 @@ class _Job:
             autocast=None if self.precision == torch.float32 else self.precision,
         )
         write_grid(path, ops.quantize_uint8(pixels).cpu().numpy(), columns)
+
+
+def not_finite(loss: float, model: nn.Module | None) -> str | None:
+    """What is not finite, the loss or (where a model is given) a weight or buffer, in words; None if all are finite.
+
+    The loss of a step was computed before the step, so that the last step needs a look at the weights.
+    """
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if model is not None and not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        return "a weight is not finite"
+    return None
 
 
 def _open_in_turn(config: GeneratorConfig, ranks: Ranks) -> ImageSet:

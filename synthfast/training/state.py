@@ -65,10 +65,7 @@ def load_state(
     try:
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, name))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, "optimizer").items():
-            number, _, name = key.partition(".")
-            state.setdefault(int(number), {})[name] = value
+        state = _optimizer_state(_under(tensors, "optimizer"), optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -80,6 +77,27 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
 
 
+def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The tensors of an optimizer by the number of their parameter and by name; ValueError if they are not its own.
+
+    Those of a parameter's shape get its memory layout back: an optimizer that mixes layouts is slower and may round
+    differently.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)] if number.isdecimal() and int(number) < len(parameters) else None
+        if parameter is None or value.shape not in (parameter.shape, ()):
+            raise ValueError(f"optimizer.{key} {list(value.shape)} belongs to no parameter")
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, device="cpu", requires_grad=False).copy_(value)
+        state[int(number)][name] = value
+    if any(values.keys() != state[0].keys() for values in state.values()) or not state[0]:
+        raise ValueError("tensors of the optimizer are missing")
+    return state
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
@@ -87,8 +105,8 @@ def _metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         step, config = int(metadata["step"]), json.loads(metadata["config"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if step < 0 or not isinstance(config, dict):
+            raise ValueError(f"step {step}")
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise SynthfastError(f"{path}: not a readable training state ({error}); remove it to start again") from error
-    if step < 0 or not isinstance(config, dict):
-        raise SynthfastError(f"{path}: not a readable training state (step {step}); remove it to start again")
     return {"step": step, "config": config}

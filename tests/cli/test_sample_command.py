@@ -72,7 +72,7 @@ def test_another_command_into_the_same_folder_has_status_2(sample, out, copy, co
         (("--seed", 1), "--seed: OUT was made with 0, this command says 1; "),
         (("--steps", 2), "--steps: OUT was made with 1, this command says 2; "),
         (("--solver", "heun"), '--solver: OUT was made with "dpmpp-2m", this command says "heun"; '),
-        (("--guidance", 2), "--guidance: OUT was made with null, this command says 2.0; "),
+        (("--guidance", 2), "--guidance: OUT was made with nothing, this command says 2.0; "),
         (("--labels", 3), '--labels: OUT was made with "balanced", this command says "3"; '),
         (("--precision", "bf16"), '--precision: OUT was made with "fp32", this command says "bf16"; '),
         (("--generator", copy), '--generator (its weights): OUT was made with "'),

@@ -16,7 +16,7 @@ from synthfast.data import open_images
 from synthfast.evaluation import wilson_interval
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier trained for a moment on the real digits."""
     folder = tmp_path_factory.mktemp("classifier") / "cnn"

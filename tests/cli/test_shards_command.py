@@ -10,7 +10,7 @@ import pytest
 from synthfast.cli.main import main
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """23 digits in shards of 10, 10 and 3."""
     folder = tmp_path_factory.mktemp("shards") / "digits"

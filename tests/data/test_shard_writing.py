@@ -169,7 +169,7 @@ def test_join_checks_the_request(tmp_path, request_values):
         ({"guidance": 1.5}, r"^guidance: .* with nothing, this command says 1\.5"),
         ({"solver": "heun"}, r'^solver: .* with {"name": "heun", .*this command says "heun"'),
         ({"seed": False}, "^--seed: .* with 0, this command says false"),
-        ({"classes": None}, "^classes: .* with 7, this command says null"),
+        ({"classes": None}, "^classes: .* with 7, this command says nothing"),
     ],
 )
 @pytest.mark.parametrize("only", [None, range(1)])

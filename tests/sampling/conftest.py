@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from synthfast import diffusion
 from synthfast.artifacts import save_checkpoint
 from synthfast.config import SampleConfig
 from synthfast.distributed import Ranks
+from synthfast.errors import SynthfastError
 from synthfast.models.unet import UNet2D
 from synthfast.models.unet_config import UNet2DConfig
-from synthfast.sampling import generate
+from synthfast.sampling import generate, load_generator
 
 CLASSES = 10
 PARAMETERIZATIONS = {"edm": diffusion.EDM(), "vp": diffusion.VP()}
@@ -63,6 +64,15 @@ def write_checkpoint(
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The small networks of these tests gain nothing from threads, and on a busy machine lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``checkpoints(kind, classes=..., null_label=..., seed=...)``: the folder of a tiny generator, made once each."""
@@ -104,3 +114,17 @@ def run(tmp_path: Path, sample_into: Callable[..., Path]) -> Callable[..., Path]
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """Every file of a folder by name."""
     return lambda folder: {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """``refused(spec, UsageError, steps=3)``: the one-line message of the error that loading this generator raises."""
+
+    def load(spec: object, kind: type[SynthfastError] = SynthfastError, **options: object) -> str:
+        with pytest.raises(kind) as caught:
+            load_generator(SampleConfig(generator=str(spec), **options), torch.device("cpu"))
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    return load

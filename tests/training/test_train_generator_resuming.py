@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from synthfast.artifacts import load_tensors, read_json, save_checkpoint
-from synthfast.config import GeneratorConfig
-from synthfast.data import ShardFolder
-from synthfast.distributed import Ranks
+from synthfast.artifacts import read_json, save_checkpoint
 from synthfast.errors import SynthfastError, UsageError
-from synthfast.training import generator, train_generator
+from synthfast.training import generator
 from synthfast.training.state import STATE_FILE
 
 
@@ -23,32 +19,37 @@ def _tiny(tiny):
     """Every test here trains the tiny network."""
 
 
-def train(out: Path, report=None, **options: object):
-    config = GeneratorConfig(**{"out": str(out), "device": "cpu", "batch_size": 8, "steps": 2, **options})
-    with Ranks("cpu") as ranks:
-        return train_generator(config, ranks, report)
-
-
-def npz(path: Path, seed: int = 0) -> str:
-    random = np.random.default_rng(seed)
-    np.savez(path, image=random.integers(0, 256, (12, 8, 8), np.uint8), label=np.arange(12) % 3)
-    return f"npz:{path}"
-
-
-def same_results(first: Path, second: Path) -> bool:
-    """Bit for bit: the averaged weights, and every tensor of the state (weights, average, optimizer)."""
-    states = [load_tensors(folder / STATE_FILE) for folder in (first, second)]
-    assert states[0].keys() == states[1].keys() and len(states[0]) > 300
-    return (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
-    )
-
-
 class Stopped(Exception):
     """Stands for whatever ends a run."""
 
 
-def test_stopped_between_checkpoints_it_goes_on_from_the_last_one(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"flip": True, "warmup": 4}, {"loss": "ddpm-cosine", "batch_size": 300}, {"precision": "bf16"}],
+    ids=["plain", "flip", "passes", "bf16"],
+)
+def test_more_steps_later_equal_more_steps_at_once(train, same_results, tmp_path, options):
+    """A run goes on as if it had never stopped; batches of 300 cross from one pass over the 500 digits to the next."""
+    train(tmp_path / "straight", steps=5, **options)
+    train(tmp_path / "resumed", steps=3, **options)
+    result = train(tmp_path / "resumed", steps=5, **options)
+    assert (result.steps, result.made) == (5, 2)
+    assert same_results(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_dropout_resumes_too(train, tiny, same_results, tmp_path):
+    for rate in (0.5, 0.0):
+        tiny(dropout=rate)
+        train(tmp_path / f"straight-{rate}", steps=4)
+    tiny(dropout=0.5)
+    train(tmp_path / "resumed", steps=2)
+    torch.manual_seed(123)  # what another process would have there
+    train(tmp_path / "resumed", steps=4)
+    assert same_results(tmp_path / "straight-0.5", tmp_path / "resumed")
+    assert not same_results(tmp_path / "straight-0.0", tmp_path / "resumed")
+
+
+def test_stopped_between_checkpoints_it_goes_on_from_the_last_one(train, same_results, tmp_path):
     train(tmp_path / "straight", steps=7, checkpoint_every=3)
 
     def stop(progress) -> None:
@@ -64,7 +65,7 @@ def test_stopped_between_checkpoints_it_goes_on_from_the_last_one(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["_write_samples", "_description", "save_checkpoint", "save_state"])
-def test_cut_within_a_checkpoint_it_makes_it_again(tmp_path, monkeypatch, cut):
+def test_cut_within_a_checkpoint_it_makes_it_again(train, same_results, tmp_path, monkeypatch, cut):
     """Before the picture, after it, after the weights and their configuration, or just before the state."""
 
     def stop(*_: object, **__: object) -> None:
@@ -80,7 +81,7 @@ def test_cut_within_a_checkpoint_it_makes_it_again(tmp_path, monkeypatch, cut):
     assert same_results(tmp_path / "straight", tmp_path / "cut")
 
 
-def test_cut_before_the_first_state_it_starts_again(tmp_path, monkeypatch):
+def test_cut_before_the_first_state_it_starts_again(train, same_results, tmp_path, monkeypatch):
     train(tmp_path / "straight")
     with monkeypatch.context() as patch:
         patch.setattr(generator, "save_state", lambda *_: (_ for _ in ()).throw(Stopped))
@@ -91,8 +92,8 @@ def test_cut_before_the_first_state_it_starts_again(tmp_path, monkeypatch):
     assert same_results(tmp_path / "straight", tmp_path / "cut")
 
 
-def test_what_does_not_change_the_result_may_differ(tmp_path):
-    source = npz(tmp_path / "set.npz")
+def test_what_does_not_change_the_result_may_differ(train, write_npz, tmp_path):
+    source = write_npz(tmp_path / "set.npz")
     train(tmp_path / "run", dataset=source)
     shutil.move(tmp_path / "set.npz", tmp_path / "moved.npz")
     shutil.move(tmp_path / "run", tmp_path / "moved")
@@ -100,9 +101,10 @@ def test_what_does_not_change_the_result_may_differ(tmp_path):
     assert train(tmp_path / "moved", steps=3, **options).made == 1
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_what_changes_the_result_is_refused_by_name(train, tmp_path):
+    train(tmp_path, steps=1)
+    state = (tmp_path / STATE_FILE).read_bytes()
+    for options in (
         {"batch_size": 4},
         {"lr": 0.5},
         {"warmup": 3},
@@ -117,33 +119,30 @@ def test_what_does_not_change_the_result_may_differ(tmp_path):
         {"flip": True},
         {"seed": 1},
         {"precision": "bf16"},
-    ],
-)
-def test_what_changes_the_result_is_refused_by_name(tmp_path, options):
-    train(tmp_path, steps=1)
-    state = (tmp_path / STATE_FILE).read_bytes()
-    with pytest.raises(UsageError) as caught:
-        train(tmp_path, **options)
-    message = str(caught.value)
-    assert message.startswith(f"--{next(iter(options)).replace('_', '-')}: {tmp_path} was made with ")
-    assert message.endswith("; repeat the command that made it, or choose another --out") and "\n" not in message
+    ):
+        with pytest.raises(UsageError) as caught:
+            train(tmp_path, **options)
+        message = str(caught.value)
+        assert message.startswith(f"--{next(iter(options)).replace('_', '-')}: {tmp_path} was made with ")
+        assert message.endswith("; repeat the command that made it, or choose another --out") and "\n" not in message
     assert (tmp_path / STATE_FILE).read_bytes() == state
 
 
-def test_other_images_are_refused_by_name(tmp_path):
-    train(tmp_path / "run", dataset=npz(tmp_path / "a.npz"))
+def test_changed_images_under_the_same_name_are_refused(train, write_npz, tmp_path):
+    train(tmp_path / "run", dataset=write_npz(tmp_path / "set.npz"))
+    source = write_npz(tmp_path / "set.npz", seed=1)
     with pytest.raises(UsageError, match=r"^--dataset \(its images\): .* was made with "):
-        train(tmp_path / "run", dataset=npz(tmp_path / "b.npz", seed=1), steps=3)
+        train(tmp_path / "run", dataset=source, steps=3)
 
 
-def test_precision_and_flip_are_compared_as_they_are_used(tmp_path):
+def test_precision_and_flip_are_compared_as_they_are_used(train, tmp_path):
     train(tmp_path, steps=1)  # precision auto is fp32 on a CPU, digits are not flipped
     assert train(tmp_path, precision="fp32", flip=False).made == 1
     facts = read_json(tmp_path / "config.json", "checkpoint")["training"]
     assert (facts["precision"], facts["flip"]) == ("fp32", False)
 
 
-def test_fewer_steps_than_were_made_change_nothing(tmp_path):
+def test_fewer_steps_than_were_made_change_nothing(train, tmp_path):
     train(tmp_path, steps=3)
     before = (tmp_path / STATE_FILE).read_bytes()
     result = train(tmp_path, steps=1)
@@ -152,43 +151,7 @@ def test_fewer_steps_than_were_made_change_nothing(tmp_path):
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
 
-def test_flips_and_seeds_change_the_weights(tmp_path):
-    for name, options in (("a", {}), ("b", {}), ("flip", {"flip": True}), ("seed", {"seed": 1})):
-        train(tmp_path / name, **options)
-    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b", "flip", "seed")}
-    assert weights["a"] == weights["b"] and len(set(weights.values())) == 3
-
-
-def test_every_step_sees_other_images_and_every_pass_all_of_them(tmp_path, monkeypatch):
-    seen = []
-    real = generator.read_batch
-    monkeypatch.setattr(generator, "read_batch", lambda images, items: (seen.append(items), real(images, items))[1])
-    train(tmp_path / "run", dataset=npz(tmp_path / "set.npz"), steps=3, batch_size=8)
-    assert [len(items) for items in seen] == [8, 8, 8]
-    assert sorted(np.concatenate(seen)) == sorted([*range(12)] * 2)
-
-
-def test_a_shard_folder_is_a_data_set(tmp_path):
-    request = {"n": 6, "shape": [8, 8, 3], "classes": 4, "shard_size": 6}
-    with ShardFolder.create_or_resume(tmp_path / "shards", request) as folder:
-        with folder.writer(0) as writer:
-            writer.append(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 4)
-            writer.commit()
-        folder.finish()
-    train(tmp_path / "run", dataset=str(tmp_path / "shards"))
-    config = read_json(tmp_path / "run" / "config.json", "checkpoint")
-    assert (config["shape"], config["classes"]) == ([8, 8, 3], 4)
-
-
-@pytest.mark.parametrize("ranks", [3, 16])
-def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path, ranks):
-    alone = Ranks("cpu")
-    alone.world_size = ranks
-    with pytest.raises(UsageError, match=f"^--batch-size 8: expected a multiple of the {ranks} ranks; change one"):
-        train_generator(GeneratorConfig(out=str(tmp_path), batch_size=8), alone)
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch):
     """The step's own loss is still finite: it was computed before the step."""
     real = generator._Job._step
 
@@ -206,7 +169,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_last_checkpoint_is_kept_when_a_run_diverges(tmp_path, monkeypatch):
+def test_the_last_checkpoint_is_kept_when_a_run_diverges(train, tmp_path, monkeypatch):
     train(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     real = generator._Job._step
@@ -216,7 +179,7 @@ def test_the_last_checkpoint_is_kept_when_a_run_diverges(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_folder_of_something_else_is_refused(tmp_path):
+def test_the_folder_of_something_else_is_refused(train, tmp_path):
     save_checkpoint(tmp_path / "classifier", "classifier", {}, {"w": torch.ones(1)})
     with pytest.raises(UsageError, match="a checkpoint of kind 'classifier', this command would overwrite it"):
         train(tmp_path / "classifier")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from synthfast.errors import SynthfastError, UsageError
@@ -78,14 +79,52 @@ def test_a_state_of_another_architecture_is_refused(saved):
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_that_lacks_weights_is_refused(saved):
-    path = saved[0] / STATE_FILE
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a state file and leave its metadata."""
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("ema.")}  # noqa: SIM118
         metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
     save_file(tensors, path, metadata)
-    with pytest.raises(SynthfastError, match="does not fit this model"):
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("ema.bias"),
+        lambda tensors: tensors.update({"ema.more": torch.zeros(1)}),
+        lambda tensors: tensors.update({"model.bias": torch.zeros(5)}),
+        lambda tensors: tensors.pop("optimizer.1.exp_avg"),
+        lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith("optimizer.0.")],
+        lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith("optimizer.")],
+        lambda tensors: tensors.update({"optimizer.2.exp_avg": torch.zeros(4)}),
+        lambda tensors: tensors.update({"optimizer.one.exp_avg": torch.zeros(4)}),
+        lambda tensors: tensors.update({"optimizer.1.exp_avg": torch.zeros(3)}),
+    ],
+)
+def test_a_state_whose_tensors_do_not_fit_is_refused(saved, change):
+    path = saved[0] / STATE_FILE
+    rewrite(path, change)
+    with pytest.raises(SynthfastError, match="does not fit this model") as caught:
         load_state(saved[0], CONFIG, *network())
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_the_optimizer_gets_its_memory_layout_back(tmp_path):
+    """Its tensors are laid out as the weights are, so that a resumed run rounds as one that was never stopped."""
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(convolution.parameters())
+    convolution(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    before = optimizer.state[convolution.weight]
+    save_state(tmp_path, 1, CONFIG, {"model": convolution}, optimizer)
+    optimizer = torch.optim.AdamW(convolution.parameters())
+    load_state(tmp_path, CONFIG, {"model": convolution}, optimizer)
+    after = optimizer.state[convolution.weight]
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert after[key].stride() == before[key].stride() == convolution.weight.stride()
+        assert torch.equal(after[key], before[key])
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 900])
@@ -107,9 +146,12 @@ def test_a_truncated_state_is_refused(saved, keep):
         {"step": "-1", "config": json.dumps(CONFIG)},
         {"step": "2", "config": "{"},
         {"step": "2", "config": "[]"},
+        {"step": "2", "config": "[" * 100_000},
+        {"step": "9" * 5000, "config": json.dumps(CONFIG)},
     ],
 )
 def test_a_state_with_other_metadata_is_refused(tmp_path, metadata):
     save_file({"model.weight": torch.zeros(4, 3)}, tmp_path / STATE_FILE, metadata)
-    with pytest.raises(SynthfastError, match="not a readable training state"):
+    with pytest.raises(SynthfastError, match="not a readable training state") as caught:
         load_state(tmp_path, CONFIG, *network())
+    assert "remove it to start again" in str(caught.value) and "\n" not in str(caught.value)
