@@ -60,7 +60,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=40, help="at least 2")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME-DEVICE.json")
     return parser
 
@@ -109,16 +109,12 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        start = time.perf_counter()
-        for _ in range(3):
-            function()
-            if time.perf_counter() - start > 1:
-                break
+        warm_up: list[float] = []  # the first may still load something, so it does not count alone
+        while len(warm_up) < 2 or (len(warm_up) < 4 and sum(warm_up) < 1):
+            warm_up.append(timer(function, 1))
         if options.device == "cuda":
             new_memory[name] = torch.cuda.max_memory_allocated() - before
-        slow = time.perf_counter() - start > 1
-        once = 1.0 if slow else max(timer(function, 1), 1e-7)
-        repeats[name] = max(1, min(1000, round(2e-3 / once)))  # at least about 2 ms a measurement
+        repeats[name] = max(1, min(1000, round(2e-3 / max(min(warm_up), 1e-7))))  # about 2 ms a measurement
     order = random.Random(0)
     for _ in range(options.rounds):
         names = list(timed)
@@ -241,7 +237,9 @@ def _commit() -> str:
 
 
 def prepare(options: argparse.Namespace) -> torch.device:
-    """Set the number of threads and return the device; stops with one line where there is no GPU."""
+    """Set the number of threads and return the device; stops with one line where options or machine do not fit."""
+    if options.rounds < 2:
+        sys.exit(f"--rounds {options.rounds}: expected at least 2, for medians and quartiles")
     torch.set_num_threads(options.threads)
     if options.device == "cuda" and (not torch.cuda.is_available() or ops.cuda_problem is not None):
         sys.exit(f"no CUDA device or kernels: {ops.cuda_problem or 'torch sees no GPU'}")

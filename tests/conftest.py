@@ -1,8 +1,9 @@
-"""What all tests share: random tensors that depend on the test alone."""
+"""What all tests share: one thread, and random tensors that depend on the test alone."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,3 +13,12 @@ import torch
 def generator(request: pytest.FixtureRequest) -> torch.Generator:
     """A torch generator seeded by the test's name: the same numbers in any order of tests."""
     return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The small work of the tests gains little from threads, and on a busy machine loses much; tests of threads set theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,15 +62,35 @@ def test_writing_replaces_the_file_and_leaves_no_other(tmp_path):
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, step):
+class FullDisk:
+    """A file that takes its first bytes and no more."""
+
+    def __init__(self, path, mode):
+        self._file = io.FileIO(path, mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, data):
+        self._file.write(data[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stage", ["open", "write", "fsync", "replace"])
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, stage):
     path = tmp_path / "file"
     atomic_write_bytes(path, b"old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, step, full)
+    if stage in ("open", "write"):
+        monkeypatch.setattr(artifacts, "open", FullDisk if stage == "write" else full, raising=False)
+    else:
+        monkeypatch.setattr(os, stage, full)
     assert one_line(atomic_write_bytes, path, b"new") == f"{path}: the disk is full"
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
@@ -81,9 +104,10 @@ def test_a_write_beyond_the_file_size_limit_is_one_line(tmp_path):
         "except Exception as error: print(type(error).__name__, error)"
     )
     path = tmp_path / "file"
+    path.write_bytes(b"old")
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert result.stdout == f"SynthfastError {path}: the file size limit is reached\n"
-    assert os.listdir(tmp_path) == []
+    assert result.stdout == f"SynthfastError {path}: the file size limit is reached\n", result.stderr
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +117,14 @@ def test_a_write_beyond_the_file_size_limit_is_one_line(tmp_path):
 def test_a_path_that_cannot_be_written_is_named(tmp_path, path, reason):
     (tmp_path / "file").touch()
     assert one_line(atomic_write_bytes, tmp_path / path, b"x") == f"{tmp_path / path}: {reason}"
+
+
+@pytest.mark.parametrize("name", ["folder", ".", "..", "/"])
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path, monkeypatch, name):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert one_line(atomic_write_bytes, name, b"x") == f"{name}: a file was expected, a folder was found"
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -110,12 +142,32 @@ def test_os_error_falls_back_to_the_systems_words():
     assert str(os_error("x", OSError("odd"), "do this")) == "x: odd; do this"
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EFBIG, "the file size limit is reached"),
+        (errno.EACCES, "permission denied"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EISDIR, "a file was expected, a folder was found"),
+        (errno.ENAMETOOLONG, "the name is too long"),
+    ],
+)
+def test_os_error_has_words_of_its_own(number, reason):
+    assert str(os_error("some/path", OSError(number, "system words"), "do this")) == f"some/path: {reason}; do this"
+
+
 def test_json_is_canonical_and_strict(tmp_path):
     assert json_bytes({"b": 1, "a": ["é"]}) == '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'.encode()
     with pytest.raises(ValueError, match="JSON"):
         json_bytes({"a": float("nan")})
-    atomic_write_json(tmp_path / "x.json", {"a": 1})
-    assert read_json(tmp_path / "x.json", "thing") == {"a": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        atomic_write_json(tmp_path / "x.json", {"a": float("inf")})
+    assert not (tmp_path / "x.json").exists()
+    value = {"path": os.fsdecode(b"a\xffb"), "number": 1e-300}  # a name that is not UTF-8, as Python hands it over
+    atomic_write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json", "thing") == value
 
 
 @pytest.mark.parametrize(
@@ -125,6 +177,9 @@ def test_json_is_canonical_and_strict(tmp_path):
         (b"", "the thing is not valid JSON"),
         (b"{", "the thing is not valid JSON"),
         (b"[" * 100_000, "the thing is not valid JSON"),
+        (b'{"a": ' * 100_000, "the thing is not valid JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "the thing is not valid JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "the thing is not valid JSON"),
         (b'{"a": 1} 2', "the thing is not valid JSON"),
         (b"\xff\xfe", "the thing is not UTF-8 text"),
         (b"[1]", "the thing must be a JSON object, found list"),
@@ -135,6 +190,15 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     assert one_line(read_json, path, "thing").startswith(f"{path}: {message}")
+
+
+def test_infinities_are_read_as_diffusers_writes_them(tmp_path):
+    (tmp_path / "x.json").write_text('{"low": -Infinity, "high": Infinity}')
+    assert read_json(tmp_path / "x.json", "thing") == {"low": float("-inf"), "high": float("inf")}
+
+
+def test_a_folder_is_no_json_file(tmp_path):
+    assert one_line(read_json, tmp_path, "thing") == f"{tmp_path}: a file was expected, a folder was found"
 
 
 def test_sha256_is_that_of_the_content(tmp_path):
@@ -148,6 +212,8 @@ def test_tensors_come_back_as_they_were(tmp_path):
     tensors = {
         "scalar": torch.tensor(3),
         "half": torch.randn(3, 2).half(),
+        "bfloat16": torch.randn(3, 2).bfloat16(),
+        "with gradient": torch.randn(2, requires_grad=True),
         "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         "strided": torch.arange(10.0)[::3],
         "empty": torch.empty(0, 3),
@@ -164,6 +230,37 @@ def test_a_truncated_weights_file_is_refused(tmp_path, keep):
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"w": torch.randn(64)})
     path.write_bytes(path.read_bytes()[:keep])
+    assert one_line(load_tensors, path).startswith(f"{path}: not a valid safetensors file (")
+
+
+def safetensors_file(path: Path, header: object, data: bytes = b"\0" * 64, length: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ({"w": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}, {"length": 2**62}),
+        ({"w": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}, {"length": 5}),
+        ({"w": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}, {"data": b"\0" * 63}),
+        ({"w": {"dtype": "F32", "shape": [17], "data_offsets": [0, 64]}}, {}),
+        ({"w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 64]}}, {}),
+        ({"w": {"dtype": "F32", "shape": [-16], "data_offsets": [0, 64]}}, {}),
+        ({"w": {"dtype": "F32", "shape": [16], "data_offsets": [64, 128]}}, {}),
+        ({"w": {"dtype": "F32", "shape": [16], "data_offsets": [64, 0]}}, {}),
+        ({"w": {"dtype": "F99", "shape": [16], "data_offsets": [0, 64]}}, {}),
+        ({"w": {"shape": [16], "data_offsets": [0, 64]}}, {}),
+        ({k: {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]} for k in "ab"}, {}),
+        ([1, 2], {}),
+        (b"{", {}),
+        (b"\xff\xfe", {}),
+        (b'{"a":' * 5_000, {}),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, header, options):
+    path = safetensors_file(tmp_path / "x.safetensors", header, **options)
     assert one_line(load_tensors, path).startswith(f"{path}: not a valid safetensors file (")
 
 
@@ -198,7 +295,7 @@ def test_an_allowed_pickle_runs_no_code(tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("value", [[torch.ones(1)], {"w": 3}, torch.ones(1)])
+@pytest.mark.parametrize("value", [[torch.ones(1)], {"w": 3}, {3: torch.ones(1)}, torch.ones(1)])
 def test_a_pickle_of_something_else_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "x.pt")
     assert "expected a dictionary of tensors" in one_line(load_tensors, tmp_path / "x.pt", allow_pickle=True)
@@ -209,6 +306,25 @@ def test_a_broken_pickle_is_one_line(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     message = one_line(load_tensors, tmp_path / "x.pth", allow_pickle=True)
     assert message.startswith(f"{tmp_path / 'x.pth'}: not a file of plain tensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_pickles_end_in_one_line_or_in_tensors(tmp_path, zipped):
+    """Some byte changed: torch then raises nearly anything, from UnicodeDecodeError to AssertionError."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.randn(3, 4), "b": torch.arange(5)}, path, _use_new_zipfile_serialization=zipped)
+    whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[random.integers(min(len(whole), 400))] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in load_tensors(path, allow_pickle=True).values())
+        except SynthfastError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 50
 
 
 def test_a_checkpoint_comes_back(checkpoint):
@@ -232,6 +348,21 @@ def test_one_flipped_bit_in_the_weights_is_found(checkpoint):
     path.write_bytes(data)
     message = one_line(load_checkpoint, checkpoint, "toy")
     assert message.startswith(f"{path}: expected SHA-256") and sha256_file(path) in message
+
+
+def test_missing_parts_of_a_checkpoint_are_named(checkpoint, tmp_path):
+    assert (
+        one_line(load_checkpoint, tmp_path, "toy") == f"{tmp_path / 'config.json'}: no checkpoint here; check the path"
+    )
+    (checkpoint / "model.safetensors").unlink()
+    assert one_line(load_checkpoint, checkpoint, "toy").startswith(
+        f"{checkpoint / 'model.safetensors'}: no weights here"
+    )
+
+
+def test_a_checkpoint_without_its_hash_is_refused(checkpoint):
+    edit(checkpoint, sha256=None)
+    assert "expected SHA-256 None, found " in one_line(load_checkpoint, checkpoint, "toy")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_devices_by_name(monkeypatch, name, count, local_rank, expected):
     assert pick_device(name, local_rank) == torch.device(expected)
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "CPU", "mps"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "cuda:1.0", "cuda:²", "CPU", "mps", "cpu:0"])
 def test_an_unknown_device_is_refused(name):
     with pytest.raises(UsageError, match=f"^--device {name}: expected auto, cpu, cuda or cuda:N$"):
         pick_device(name)
@@ -60,10 +60,20 @@ def test_a_single_rank_needs_no_launcher(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
+def test_a_world_without_a_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match=r"^WORLD_SIZE=2: expected a launch by torchrun") as caught, Ranks("cpu"):
+        pass
+    assert "\n" not in str(caught.value)
+    assert not torch.distributed.is_initialized()
+
+
 TWO = """
-import sys, torch.distributed as dist
+import os, sys, torch.distributed as dist
 from synthfast.distributed import Ranks
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 with Ranks("cpu") as ranks:
     assert ranks.world_size == 2 and ranks.is_first == (ranks.rank == 0)
     value = ranks.broadcast({"from": ranks.rank, "error": UsageError("told to all")})
@@ -72,8 +82,16 @@ with Ranks("cpu") as ranks:
     ranks.add("images", 10 + ranks.rank)
     ranks.barrier()
     assert ranks.add("images", 0) == 21
-    ranks.barrier()
     assert dist.is_initialized()
+    ranks.barrier()
+    if ranks.rank == 1:
+        print("done", flush=True)
+        os._exit(0)  # as if it were killed
+    try:
+        ranks.barrier()
+        sys.exit("the barrier was passed without the other rank")
+    except SynthfastError as error:
+        assert str(error).startswith("another rank has ended") and "\\n" not in str(error), error
 assert not dist.is_initialized()
 print("done")
 """

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. Parts on one line are siblings, which do not import each other.
 LAYERS = [
-    ("errors", "assets"),
+    ("errors",),
     ("ops",),
     ("artifacts", "config", "distributed", "environment"),
-    ("data", "models", "diffusion", "attacks"),
+    ("assets", "data", "models", "diffusion", "attacks"),
     ("training", "sampling", "selection"),
     ("evaluation",),
     ("scoring",),
@@ -26,8 +26,6 @@ LAYERS = [
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 EXTENSIONS = {"_C", "_cuda", "_host"}
-# Run once by hand to make the shipped files, never imported: at the top, like a program.
-SCRIPTS = {"assets.make_digits"}
 
 
 def modules() -> dict[str, Path]:
@@ -72,11 +70,11 @@ def _module_of(name: str) -> str:
 def complaint(importer: str, imported: str) -> str | None:
     """What is wrong with an import, if anything."""
     above, below = importer.split(".")[0], imported.split(".")[0]
-    if imported in SCRIPTS:
-        return f"{importer} imports {imported}, which is a script"
+    if above == "" and below:
+        return f"synthfast/__init__.py imports {imported}; it imports nothing of the package"
     if below in EXTENSIONS:
         return None if above == "ops" else f"{importer} imports the extension {below}; only synthfast.ops does"
-    if importer in SCRIPTS or above == below or below == "":
+    if above == below or below == "":
         return None
     if above not in RANK or below not in RANK:
         return f"{importer} imports {imported}: give {above if above not in RANK else below} a place in LAYERS"
@@ -108,7 +106,9 @@ def test_every_part_has_a_layer():
         ("models.unet", "from synthfast import _C", "only synthfast.ops does"),
         ("models.unet", "import synthfast._cuda", "only synthfast.ops does"),
         ("models.unet", "from synthfast._host import philox4x32", "only synthfast.ops does"),
-        ("cli.main", "from synthfast.assets import make_digits", "which is a script"),
+        ("assets.make_digits", "from synthfast.data import load", "its sibling"),
+        ("", "from synthfast import errors", "imports nothing of the package"),
+        ("", "from . import ops", "imports nothing of the package"),
         ("novelty", "from synthfast import errors", "give novelty a place"),
         ("cli.main", "from synthfast import __version__, errors\nfrom synthfast.data.npy import map_npy", None),
         ("ops._extension", "from synthfast import _C, _cuda", None),
@@ -116,8 +116,11 @@ def test_every_part_has_a_layer():
     ],
 )
 def test_the_check_itself(module, source, expected):
-    complaints = [c for c in (complaint(module, name) for name in imports(source, module)) if c]
+    complaints = [c for c in (complaint(module, name) for name in imports(source, module, module == "")) if c]
     assert len(complaints) == (expected is not None) and (expected is None or expected in complaints[0])
+
+
+HEAVY = {"torch", "numpy", "torchvision", "synthfast.ops"}
 
 
 def imported_after(statement: str) -> set[str]:
@@ -128,5 +131,15 @@ def imported_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("statement", ["import synthfast", "import synthfast.errors", "import synthfast.cli.main"])
 def test_starts_without_torch(statement):
-    """`synthfast --help` and a misspelt option answer at once."""
-    assert not {"torch", "numpy", "torchvision"} & imported_after(statement)
+    assert not HEAVY & imported_after(statement)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--version"], 0), (["--nonsense"], 2)])
+def test_help_needs_no_torch(arguments, status):
+    """`synthfast --help` and a misspelt option answer at once. -X importtime names what is imported on standard error."""
+    command = [sys.executable, "-X", "importtime", "-m", "synthfast", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+    assert run.returncode == status, run.stderr
+    assert "synthfast.cli.main" in imported
+    assert not HEAVY & imported

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from synthfast.cli.main import main
 
 # The embedded generator, as quick as it can be.
@@ -26,15 +25,6 @@ class Ran:
         assert self.status != 0, self.out
         assert self.err.startswith("synthfast: ") and self.err.endswith("\n") and self.err.count("\n") == 1, self.err
         return self.err[len("synthfast: ") : -1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The small networks of these tests gain nothing from threads, and on a busy machine lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""The classifier of small images."""
+
 from __future__ import annotations
 
 import pytest
@@ -21,3 +23,18 @@ def test_logits_for_any_size_in_any_layout(size, channels):
 def test_every_stage_but_the_first_halves_the_resolution():
     model = SmallCNN(SmallCNNConfig(1, 10, (4, 8, 16))).eval()
     assert model.features(torch.zeros(1, 1, 8, 8)).shape == (1, 16, 2, 2)
+
+
+def test_it_has_the_parameters_that_its_sizes_say():
+    model = SmallCNN(SmallCNNConfig(3, 7, (4, 6)))
+    convolutions = 9 * (3 * 4 + 4 * 4 + 4 * 6 + 6 * 6)
+    norms, head = 2 * (4 + 4 + 6 + 6), 6 * 7 + 7
+    assert sum(parameter.numel() for parameter in model.parameters()) == convolutions + norms + head
+    assert model.features[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_image_is_classified_on_its_own():
+    torch.manual_seed(0)
+    model = SmallCNN(SmallCNNConfig(1, 10)).eval()
+    images = torch.rand(6, 1, 8, 8) * 2 - 1
+    torch.testing.assert_close(torch.cat([model(image[None]) for image in images]), model(images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -123,5 +123,45 @@ def solver_inputs(generator: torch.Generator) -> Callable[..., dict[str, Any]]:
             "unconditional": draw[2].to(output) if row[6] != 1 else None,
             "previous": draw[3].to(state) if row[4] != 0 else None,
         }
+
+    return make
+
+
+@pytest.fixture
+def every_16_bit_value() -> Callable[[torch.dtype], Tensor]:
+    """All 65,536 values of a 16-bit type, subnormals, infinities and NaN among them, as [1, 1, 256, 256]."""
+    return lambda dtype: torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, 256, 256)
+
+
+# Factors that put products of 16-bit values on, just below and just above half-way between two of them, among the
+# subnormals, and beyond the largest.
+SCALES = (
+    1.0,
+    1.5,
+    1.25,
+    0.75,
+    1 + 2.0**-11,
+    1 - 2.0**-12,
+    1 / 3,
+    2.0**-9,
+    1.5 * 2.0**-12,
+    2.0**-24,
+    1.5 * 2.0**-125,
+    2.0**15,
+)
+
+
+@pytest.fixture
+def conversions(every_16_bit_value) -> Callable[[torch.dtype], Iterator[tuple[str, dict[str, Any]]]]:
+    """Arguments of solver_step that read all values of a 16-bit type, and that round float32 values to it."""
+
+    def make(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+        every, common = every_16_bit_value(dtype), {"index": torch.zeros(1, dtype=torch.int64), "seed": 0, "step": 0}
+        read = torch.tensor([0.0, 1, 0, 1, 0, 0, 1, -torch.inf, torch.inf])
+        yield "read", {"x": torch.zeros(every.shape), "model_output": every, "coefficients": read, **common}
+        for scale in SCALES:
+            scaled = torch.tensor([1.0, 0, scale, 0, 0, 0, 1, -1, 1])
+            arguments = {"x": every, "model_output": torch.zeros_like(every), "coefficients": scaled, **common}
+            yield f"rounded, times {scale}", arguments
 
     return make

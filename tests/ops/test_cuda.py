@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.library import opcheck
 
 from synthfast import ops
 
@@ -111,6 +112,15 @@ def test_solver_step_in_place_writes_only_its_batch(solver_inputs, same_results,
     ops.solver_step_(room[1:4], **moved, history=history)
     same_results((room[1:4], history), expected)
     assert (room[[0, 4]] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value(conversions, every_16_bit_value, same_results, dtype):
+    """On a GPU the conversions are machine instructions; the CPU code does them by integer arithmetic."""
+    for what, arguments in conversions(dtype):
+        same_results(ops.solver_step(**on(DEVICE, arguments)), ops.solver_step(**arguments), what)
+    x = every_16_bit_value(dtype)
+    same_results((ops.quantize_uint8(x.to(DEVICE)),), (ops.quantize_uint8(x),))
 
 
 def test_solver_step_bounds_and_nan(solver_inputs, same_results, pair, rows):
@@ -232,6 +242,18 @@ def test_under_torch_compile(solver_inputs, same_results, rows):
         moved["x"], moved["model_output"], moved["coefficients"], moved["index"], moved["previous"]
     )
     same_results(ours, (*expected, ops.quantize_uint8(expected[0])))
+
+
+def test_opcheck(solver_inputs, lay_out, pair, rows):
+    registered = torch.ops.synthfast
+    for shape, layout in (((2, 3, 4, 5), "contiguous"), ((2, 3, 4, 5), "channels_last"), ((0, 3, 4, 4), "contiguous")):
+        arguments = on(DEVICE, solver_inputs(shape, pair, rows["all"]))
+        arguments["x"] = lay_out(arguments["x"], layout)
+        opcheck(registered.solver_step.default, tuple(arguments.values()))
+        opcheck(registered.solver_step_.default, tuple(arguments.values()))
+        opcheck(registered.quantize_uint8.default, (arguments["x"],))
+        for op in (registered.philox_normal_.default, registered.philox_uniform_.default):
+            opcheck(op, (arguments["x"], arguments["index"], -3, 7, 5))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

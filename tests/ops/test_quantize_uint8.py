@@ -49,10 +49,22 @@ def test_equals_reference(generator, same_bits, lay_out, dtype, layout):
             same_bits(ours, reference.quantize_uint8(x), (n, channels, h, w))
 
 
-def test_every_16_bit_value(same_bits):
+def test_every_16_bit_value(every_16_bit_value, same_bits):
     for dtype in (torch.bfloat16, torch.float16):
-        x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, 256, 256)
+        x = every_16_bit_value(dtype)
         same_bits(ops.quantize_uint8(x), reference.quantize_uint8(x), dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_threads_do_not_matter(generator, same_bits, lay_out, layout):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for shape in ((7, 3, 129, 131), (2, 1, 401, 403), (1200, 4, 9, 11)):
+            x = lay_out(torch.randn(shape, generator=generator), layout)
+            same_bits(ops.quantize_uint8(x), reference.quantize_uint8(x), shape)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 4, 4)])

@@ -74,6 +74,14 @@ def test_equals_plain_reference(solver_inputs, pair, rows):
     torch.testing.assert_close(ours, theirs, rtol=eps, atol=2e-6 * row[5])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value_is_read_and_rounded_to(conversions, same_bits, dtype):
+    for what, arguments in conversions(dtype):
+        ours, theirs = ops.solver_step(**arguments), reference.solver_step(**arguments)
+        same_bits(ours[0], theirs[0], what)
+        same_bits(ours[1], theirs[1], what)
+
+
 def test_noise_is_that_of_philox_normal(same_bits):
     index = torch.tensor([2**33, -4, 0])
     coefficients = torch.tensor([0.0, 0, 0, 0, 0, 1, 1, -1, 1])

@@ -25,11 +25,11 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"flip": True, "warmup": 4}, {"loss": "ddpm-cosine", "batch_size": 300}, {"precision": "bf16"}],
+    [{}, {"flip": True, "warmup": 4}, {"loss": "ddpm-cosine", "batch_size": 200}, {"precision": "bf16"}],
     ids=["plain", "flip", "passes", "bf16"],
 )
 def test_more_steps_later_equal_more_steps_at_once(train, same_results, tmp_path, options):
-    """A run goes on as if it had never stopped; batches of 300 cross from one pass over the 500 digits to the next."""
+    """A run goes on as if it had never stopped; batches of 200 cross from one pass over the 500 digits to the next."""
     train(tmp_path / "straight", steps=5, **options)
     train(tmp_path / "resumed", steps=3, **options)
     result = train(tmp_path / "resumed", steps=5, **options)
@@ -53,14 +53,15 @@ def test_stopped_between_checkpoints_it_goes_on_from_the_last_one(train, same_re
     train(tmp_path / "straight", steps=7, checkpoint_every=3)
 
     def stop(progress) -> None:
-        assert progress.step == 3
-        raise Stopped
+        if progress.step == 3:  # reports come at checkpoints, and once a second between them
+            raise Stopped
 
     with pytest.raises(Stopped):
         train(tmp_path / "stopped", stop, steps=7, checkpoint_every=3)
     reports = []
     result = train(tmp_path / "stopped", reports.append, steps=7, checkpoint_every=3)
-    assert (result.steps, result.made, [report.step for report in reports]) == (7, 4, [6, 7])
+    assert (result.steps, result.made) == (7, 4)
+    assert {6, 7} <= {report.step for report in reports} <= {4, 5, 6, 7}
     assert same_results(tmp_path / "straight", tmp_path / "stopped")
 
 

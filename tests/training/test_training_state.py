@@ -59,7 +59,7 @@ def test_a_folder_without_a_state_starts_at_0(tmp_path):
     ("changes", "message"),
     [
         ({"lr": 0.2}, "--lr: FOLDER was made with 0.1, this command says 0.2; repeat"),
-        ({"flip": True}, "--flip: FOLDER was made with null, this command says true; repeat"),
+        ({"flip": True}, "--flip: FOLDER was made with nothing, this command says true; repeat"),
         ({"name": "other"}, '--the-name: FOLDER was made with "toy", this command says "other"; repeat'),
         ({"new_one": 1}, "--new-one: FOLDER was made with nothing, this command says 1; repeat"),
     ],
