@@ -2,35 +2,54 @@
 # On a CUDA machine, one command: builds the CUDA kernels, runs the GPU tests, compute-sanitizer on small cases, then the
 # benchmarks. A short table comes last. Exit status 0 only if every stage passed; under 9 minutes in all.
 #
-#   PYTHON=python3   the Python whose environment has torch and pytest, and into which the package is built
+#   PYTHON=python    the Python whose environment has torch and pytest, and into which the package is built; if not given,
+#                    that of .venv, else the first "python" or "python3" on PATH
 #   OUT=DIR          where results go (default bench/results)
-#   ROUNDS=40        rounds of each benchmark
-#   DEVICE=cuda      "cpu" tries the script itself where there is no GPU
+#   ROUNDS=N         rounds of each benchmark (default: each benchmark's own)
+#   DEVICE=cpu       tries the script where there is no GPU: benchmarks of the operations only
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+# The limits of the stages, in seconds, add up to 530.
+BUILD=140 LOOK=20 TESTS=90 MEMCHECK=70 BENCHMARKS=210
+
+first_python() {
+  if [ -x .venv/bin/python ]; then echo .venv/bin/python; else command -v python || command -v python3; fi
+}
+PYTHON=${PYTHON:-$(first_python)}
 OUT=${OUT:-bench/results}
-ROUNDS=${ROUNDS:-40}
 DEVICE=${DEVICE:-cuda}
 mkdir -p "$OUT" || exit 1
 OUT=$(cd "$OUT" && pwd)
 LOGS=$(mktemp -d)
+trap 'rm -rf "$LOGS"' EXIT
 REPORT=()
+
+table() {
+  echo
+  echo "| stage | result | time |"
+  echo "| --- | --- | --- |"
+  printf '%s\n' "${REPORT[@]}"
+}
 
 # stage NAME SECONDS COMMAND...: runs a command under a time limit; stops the script when it fails.
 stage() {
-  local name=$1 limit=$2 start=$SECONDS status
+  local name=$1 limit=$2 start=$SECONDS status result=passed
   shift 2
   echo "== $name"
-  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$LOGS/log"
+  # KILL goes to the whole group of processes; what outlived its parent would hold on to the pipe.
+  timeout --signal=KILL "$limit" "$@" 2>&1 | tee "$LOGS/log"
   status=${PIPESTATUS[0]}
+  if [ "$status" -eq 137 ]; then
+    result="FAILED: over its limit of $limit s"
+  elif [ "$status" -ne 0 ]; then
+    result="FAILED: exit status $status"
+  fi
+  REPORT+=("| $name | $result | $((SECONDS - start)) s |")
   if [ "$status" -ne 0 ]; then
-    [ "$status" -eq 124 ] && echo "$name: over its limit of $limit s"
-    echo "FAILED: $name (exit status $status)"
+    table
     exit 1
   fi
-  REPORT+=("| $name | passed | $((SECONDS - start)) s |")
 }
 
 # pytest that must run tests: nothing collected or everything skipped is a failure too.
@@ -39,43 +58,46 @@ gpu_tests() {
   [ "${PIPESTATUS[0]}" -eq 0 ] && grep -qE '[0-9]+ passed' "$LOGS/tests"
 }
 
+# Without PyTorch's caching allocator every tensor is an allocation of its own, and reading past its end is seen.
+# API errors that PyTorch provokes and handles itself are not reported.
+memory_check() {
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$TOOL" --tool memcheck --report-api-errors no --error-exitcode 1 \
+    "$PYTHON" -m pytest tests/ops/test_cuda.py -q -x --no-header -p no:cacheprovider -k "$SELECTION" | tee "$LOGS/tests"
+  [ "${PIPESTATUS[0]}" -eq 0 ] && grep -qE '[0-9]+ passed' "$LOGS/tests"
+}
+SELECTION="(test_philox and float16) or test_quantize_uint8_misaligned or test_solver_step_large_and_misaligned \
+  or (test_solver_step_layouts and float32-float32) or test_solver_step_in_place"
+
 sanitizer() {
-  local tool
-  for tool in compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
-    "${CUDA_HOME:-/usr/local/cuda}/compute-sanitizer/compute-sanitizer"; do
-    command -v "$tool" && return
-  done
-  return 1
+  local toolkit=${CUDA_HOME:-/usr/local/cuda}
+  command -v compute-sanitizer || command -v "$toolkit/bin/compute-sanitizer" ||
+    command -v "$toolkit/compute-sanitizer/compute-sanitizer"
 }
 
+extent=()
 if [ "$DEVICE" = cuda ]; then
-  stage "build" 150 env SYNTHFAST_CUDA=1 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps -e .
-  stage "device" 30 "$PYTHON" -c '
+  stage "build" $BUILD env SYNTHFAST_CUDA=1 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps -e .
+  stage "device" $LOOK "$PYTHON" -c '
 import sys, torch
 from synthfast import ops
-print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device", ops.build_facts())
+device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+print(torch.__version__, device, ops.build_facts(), ops.cuda_problem or "kernels loaded")
 sys.exit(not torch.cuda.is_available() or ops.cuda_problem is not None)'
-  export -f gpu_tests
-  export PYTHON LOGS
-  stage "GPU tests" 100 bash -c gpu_tests
-  if memcheck=$(sanitizer); then
-    # Without PyTorch's caching allocator every tensor is an allocation of its own, and reading past its end is seen.
-    # API errors that PyTorch provokes and handles itself are not reported.
-    stage "compute-sanitizer" 80 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      "$memcheck" --tool memcheck --report-api-errors no --error-exitcode 1 \
-      "$PYTHON" -m pytest tests/ops/test_cuda.py -q -x --no-header -p no:cacheprovider \
-      -k "(test_philox and float16) or test_quantize_uint8_misaligned or (test_solver_step_large_and_misaligned) \
-          or (test_solver_step_layouts and float32-float32) or test_solver_step_in_place"
+  export -f gpu_tests memory_check
+  export PYTHON LOGS SELECTION
+  stage "GPU tests" $TESTS bash -c gpu_tests
+  if TOOL=$(sanitizer); then
+    export TOOL
+    stage "compute-sanitizer" $MEMCHECK bash -c memory_check
   else
     echo "compute-sanitizer: not on PATH and not in ${CUDA_HOME:-/usr/local/cuda}; left out"
     REPORT+=("| compute-sanitizer | left out: not found | |")
   fi
+else
+  extent=(--ops)
 fi
-stage "benchmarks" 170 "$PYTHON" -m bench --ops --device "$DEVICE" --rounds "$ROUNDS" --out "$OUT"
-
-echo
-echo "| stage | result | time |"
-echo "| --- | --- | --- |"
-printf '%s\n' "${REPORT[@]}"
+stage "benchmarks" $BENCHMARKS "$PYTHON" -m bench --device "$DEVICE" --out "$OUT" ${extent[@]+"${extent[@]}"} \
+  ${ROUNDS:+--rounds "$ROUNDS"}
+table
 echo
 sed -n '/^| benchmark | case/,$p' "$LOGS/log"

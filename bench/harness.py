@@ -152,13 +152,14 @@ def summary(reports: Iterable[Mapping[str, Any]]) -> str:
             ours = case["ours"]
             mine = min(time for name, time in times.items() if name.startswith(ours))
             others = {n: t for n, t in times.items() if not n.startswith((ours, "eager")) and n != COPY}
-            best = min(others, key=others.__getitem__)
+            best = min(others, key=others.__getitem__, default=None)
+            against_best = "" if best is None else f"{others[best] / mine:.2f} ({best})"
             eager = [time for name, time in times.items() if name.startswith("eager")]
             against_eager = f"{min(eager) / mine:.2f}" if eager else ""
             of_copy = f"{times[COPY] / times[ours]:.0%}" if COPY in times else ""
             lines.append(
                 f"| {report['benchmark']} | {case['case']} | {mine:.3f} | {against_eager} "
-                f"| {others[best] / mine:.2f} ({best}) | {of_copy} |"
+                f"| {against_best} | {of_copy} |"
             )
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ from synthfast.distributed import Ranks
 from synthfast.sampling import generate, load_generator
 
 # As many as make a run of some seconds with the embedded generator; all batches are full, and one shard holds them.
-IMAGES = {"cpu": 3840, "cuda": 65536}
+IMAGES = {"cpu": 3840, "cuda": 16384}
 BATCH_SIZES = {"cpu": 128, "cuda": 1024}
 
 
@@ -90,7 +90,7 @@ def make_case(generator: str, images: int, device: torch.device, scratch: Path) 
 def main() -> None:
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--generator", default="digits")
-    parser.add_argument("--images", type=int, help="rounded down to whole batches; default 3,840, on a GPU 65,536")
+    parser.add_argument("--images", type=int, help="rounded down to whole batches; default 3,840, on a GPU 16,384")
     parser.set_defaults(rounds=7)
     options = parser.parse_args()
     device = harness.prepare(options)

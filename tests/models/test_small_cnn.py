@@ -15,6 +15,7 @@ def test_logits_for_any_size_in_any_layout(size, channels):
     images = torch.randn(4, channels, size, size)
     logits = model(images)
     assert logits.shape == (4, 5)
+    torch.testing.assert_close(logits, model.head(model.features(images).flatten(2).mean(2)))
     torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), logits)
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -39,7 +39,7 @@ def test_opcheck_philox_layouts(layout, lay_out):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_opcheck_solver_step(shape, pair, rows, solver_inputs):
-    for name in ("plain", "all"):
+    for name in ("plain", "all") if shape == SHAPES[0] else ("all",):
         arguments = tuple(solver_inputs(shape, pair, rows[name]).values())
         opcheck(OPS.solver_step.default, arguments)
         opcheck(OPS.solver_step_.default, arguments)

@@ -39,6 +39,13 @@ def test_out_of_range_and_nan(dtype):
             assert ours[0, :2, :, channel].flatten().tolist() == expected
 
 
+def test_nan_with_any_payload():
+    """The rounding trick reads the low bits of a float, where a NaN may carry a payload."""
+    x = torch.tensor([0x7FC000FF, 0x7F800001, -1, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    assert x.isnan().all()
+    assert ops.quantize_uint8(x.reshape(1, 2, 1, 2)).flatten().tolist() == [0] * 4
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed", "channel_slice", "expanded"])
 def test_equals_reference(generator, same_bits, lay_out, dtype, layout):
     for channels in (1, 2, 3, 4, 5):

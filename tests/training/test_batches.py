@@ -111,6 +111,23 @@ def test_an_error_in_the_background_comes_to_the_reader():
     assert taken == [0, 1]
 
 
+def test_a_reader_that_stops_early_stops_the_reading_ahead():
+    made, begun, go = [], threading.Event(), threading.Event()
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            begun.set()
+            assert go.wait(10)
+        return step
+
+    items = prefetch(make, 0, 100, ahead=5)
+    assert next(items) == 0 and begun.wait(10)
+    threading.Timer(0.05, go.set).start()  # close() waits for the item being made
+    items.close()
+    assert made == [0, 1]
+
+
 def test_a_reader_that_stops_early_leaves_no_thread():
     before = threading.active_count()
     for step in prefetch(lambda step: step, 0, 1_000_000):

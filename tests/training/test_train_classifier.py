@@ -81,6 +81,13 @@ def test_every_set_is_read_in_passes_of_its_own(tmp_path, write_shards, batches)
     assert sorted(synthetic[:20]) == sorted(synthetic[20:]) == list(range(20))
 
 
+def test_every_set_has_a_shuffled_order_of_its_own(tmp_path, copies, batches):
+    for seed in (0, 1):
+        train(tmp_path / "run", synthetic=(copies, copies), fraction=1.0, steps=1, seed=seed)
+    orders = [tuple(items) for _, items in batches]
+    assert len(orders) == len(set(orders)) == 4 and all(list(items) != sorted(items) for items in orders)
+
+
 def test_several_folders_share_the_synthetic_part(tmp_path, copies, batches):
     train(tmp_path / "run", synthetic=(copies, copies, copies), fraction=0.5, steps=1)
     assert [len(items) for _, items in batches] == [64, 22, 21, 21]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthfast import diffusion
 from synthfast.artifacts import load_checkpoint, load_tensors
 from synthfast.data import open_images
 from synthfast.errors import SynthfastError, UsageError
@@ -41,13 +42,20 @@ def test_a_run_leaves_weights_state_and_pictures(train, tmp_path):
 
 def test_the_pictures_show_a_column_a_class(train, tmp_path, monkeypatch):
     monkeypatch.setattr("synthfast.training.generator._GRID_ROWS", 2)
-    pictures = {}
+    pictures, labels = {}, []
+    real = diffusion.sample
+    monkeypatch.setattr(
+        diffusion,
+        "sample",
+        lambda *arguments, **options: (labels.append(options["labels"]), real(*arguments, **options))[1],
+    )
     for name, options in (("classes", {}), ("none", {"conditional": False})):
         with Image.open(train(tmp_path / name, **options).picture) as picture:
             assert picture.mode == "L" and picture.getextrema()[0] < 250
             pictures[name] = picture.size
     assert pictures["classes"] == (10 * 54 + 6, 2 * 54 + 6)  # 8 pixels, each 6 wide, and a gap of 6
     assert pictures["none"][1] >= 54 + 6
+    assert labels[0].tolist() == [*range(10)] * 2 and labels[1] is None
 
 
 @pytest.mark.parametrize(
