@@ -52,8 +52,8 @@ class Ranks:
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         self._counts: dict[str, int] = {}
 

@@ -108,6 +108,10 @@ def test_filled_in_storage_order(fill, dtype, same_bits, lay_out):
     for layout in ("sliced", "transposed", "channel_slice"):
         out = lay_out(torch.zeros(n, c, h, w, dtype=dtype), layout)
         same_bits(FILLS[fill](out, index, 1, 0), plain, layout)
+    # The stride of a dimension with one entry does not matter.
+    one = lay_out(torch.zeros(n, c, h, w, dtype=dtype), "channels_last")[1::2]
+    assert one.stride(0) != one.numel() and one.is_contiguous(memory_format=torch.channels_last)
+    same_bits(FILLS[fill](one, index[1:], 1, 0).permute(0, 2, 3, 1).reshape(1, -1), flat[1:], "one of a batch")
 
 
 def test_writes_only_its_elements(dtype):

@@ -49,7 +49,17 @@ def test_nan_with_any_payload():
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed", "channel_slice", "expanded"])
 def test_equals_reference(generator, same_bits, lay_out, dtype, layout):
     for channels in (1, 2, 3, 4, 5):
-        for n, h, w in ((1, 1, 1), (2, 1, 5), (3, 3, 5), (1, 4, 4), (2, 7, 9), (1, 16, 16), (1, 19, 27), (2, 32, 33)):
+        for n, h, w in (
+            (1, 1, 1),
+            (2, 1, 5),
+            (3, 3, 5),
+            (1, 4, 4),
+            (2, 7, 9),
+            (1, 16, 16),
+            (1, 19, 27),
+            (2, 32, 32),
+            (2, 32, 33),
+        ):
             x = lay_out((torch.randn(n, channels, h, w, generator=generator) * 0.8).to(dtype), layout)
             ours = ops.quantize_uint8(x)
             assert ours.is_contiguous()

@@ -161,6 +161,17 @@ def test_noise_follows_storage_order(same_bits):
     same_bits(ours.permute(0, 2, 3, 1).reshape(2, 60), flat)
 
 
+def test_strided_index_and_coefficients(solver_inputs, same_bits, rows):
+    arguments = solver_inputs((3, 20), (torch.float32, torch.float32), rows["all"])
+    expected = ops.solver_step(**arguments)
+    for name in ("index", "coefficients"):
+        strided = torch.stack((arguments[name], arguments[name] + 1), 1)[:, 0]
+        assert not strided.is_contiguous()
+        ours = ops.solver_step(**{**arguments, name: strided})
+        same_bits(ours[0], expected[0], name)
+        same_bits(ours[1], expected[1], name)
+
+
 def test_sample_does_not_depend_on_the_batch(solver_inputs, same_bits, pair, rows):
     arguments = solver_inputs((5, 3, 11, 13), pair, rows["all"])
     whole = ops.solver_step(**arguments)
