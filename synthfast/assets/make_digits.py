@@ -6,13 +6,12 @@ Run ``python -m synthfast.assets.make_digits``; the file comes out byte for byte
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 
 from synthfast.artifacts import atomic_write_bytes
+from synthfast.assets import DIGITS
 
-DIGITS = Path(__file__).with_name("digits.npz")
 TRAIN_PER_CLASS = 50
 SEED = 0
 

@@ -20,13 +20,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from synthfast.artifacts import os_error, read_json
-from synthfast.errors import SynthfastError
+from synthfast.errors import SynthfastError, UsageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -235,6 +235,20 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, str, str] 
         return None
     was, now = ("nothing" if value is None else _show(value) for value in (old, new))
     return key, was, now
+
+
+def require_same(folder: Path, old: Any, new: Any, option: Callable[[str], str]) -> None:
+    """UsageError that names the first difference between what ``folder`` was made for and what is asked of it now.
+
+    ``option`` gives the name of a key path on the command line.
+    """
+    difference = first_difference(old, new)
+    if difference is not None:
+        key, was, now = difference
+        raise UsageError(
+            f"{option(key)}: {folder} was made with {was}, this command says {now}; "
+            "repeat the command that made it, or choose another --out"
+        )
 
 
 def _take(value: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

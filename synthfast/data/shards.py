@@ -44,7 +44,7 @@ from synthfast.data.manifest import (
     ShardFile,
     Span,
     finished_shards,
-    first_difference,
+    require_same,
     shard_path,
 )
 from synthfast.data.npy import npy_header
@@ -317,13 +317,7 @@ def _write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 
 def _require_same(path: Path, old: Request, new: Request, options: Mapping[str, str]) -> None:
-    difference = first_difference(old.values, new.values)
-    if difference:
-        key, was, now = difference
-        raise UsageError(
-            f"{options.get(key, key)}: {path} was made with {was}, this command says {now}; "
-            "repeat the command that made it, or choose another --out"
-        )
+    require_same(path, old.values, new.values, lambda key: options.get(key, key))
 
 
 def _is_whole(path: Path, entry: ShardEntry) -> bool:

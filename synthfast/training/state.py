@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from synthfast.artifacts import load_tensors, save_tensors
-from synthfast.data.manifest import first_difference
-from synthfast.errors import SynthfastError, UsageError
+from synthfast.data.manifest import require_same
+from synthfast.errors import SynthfastError
 
 STATE_FILE = "training-state.safetensors"
 
@@ -53,14 +53,7 @@ def load_state(
     metadata = _metadata(path)
     old = {key: value for key, value in metadata["config"].items() if key not in may_differ}
     new = {key: value for key, value in json.loads(json.dumps(dict(config))).items() if key not in may_differ}
-    difference = first_difference(old, new)
-    if difference is not None:
-        key, was, now = difference
-        option = (options or {}).get(key, "--" + key.replace("_", "-"))
-        raise UsageError(
-            f"{option}: {folder} was made with {was}, this command says {now}; "
-            "repeat the command that made it, or choose another --out"
-        )
+    require_same(folder, old, new, lambda key: (options or {}).get(key, "--" + key.replace("_", "-")))
     tensors = load_tensors(path)
     try:
         for name, module in modules.items():
