@@ -1,6 +1,8 @@
 """The native operations. This package alone imports the extension; everything else calls these functions."""
 
 from synthfast.ops._extension import build_facts, cpu_capability, cuda_problem, philox4x32
+from synthfast.ops.attacks import apgd_step, apgd_step_, ball_start, l2_step, l2_step_, linf_step, linf_step_
+from synthfast.ops.data import gather_augment
 from synthfast.ops.sampling import (
     Stream,
     philox_normal_,
@@ -12,9 +14,17 @@ from synthfast.ops.sampling import (
 
 __all__ = [
     "Stream",
+    "apgd_step",
+    "apgd_step_",
+    "ball_start",
     "build_facts",
     "cpu_capability",
     "cuda_problem",
+    "gather_augment",
+    "l2_step",
+    "l2_step_",
+    "linf_step",
+    "linf_step_",
     "philox4x32",
     "philox_normal_",
     "philox_uniform_",

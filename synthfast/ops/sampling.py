@@ -31,6 +31,9 @@ class Stream(enum.IntEnum):
     LABEL_DROP = 3  # labels dropped for classifier-free guidance
     TRAINING_NOISE = 4  # noise added to training images
     AUGMENT = 5  # crops and flips
+    ATTACK = 6  # starts of attacks and their restarts
+    SQUARE = 7  # squares of the black-box attack
+    CUTMIX = 8  # boxes and partners of CutMix
 
 
 def philox_normal_(out: Tensor, index: Tensor, seed: int, stream: int, step: int = 0) -> Tensor:
