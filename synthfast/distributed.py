@@ -104,6 +104,13 @@ class Ranks:
             dist.all_reduce(total)
         return float(total) / self.world_size
 
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element by element the largest over all ranks: an integer CPU tensor, changed in place and returned."""
+        if self.world_size > 1:
+            with _others():
+                dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
     def add(self, name: str, amount: int) -> int:
         """Add to a counter that all ranks share and return its value; no rank waits for another."""
         if self.world_size > 1:

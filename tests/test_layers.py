@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ("errors",),
     ("ops",),
-    ("artifacts", "config", "distributed", "environment"),
+    ("artifacts", "config", "distributed", "environment", "parallel"),
     ("assets", "data", "models", "diffusion", "attacks"),
     ("training", "sampling", "selection"),
     ("evaluation",),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from synthfast.data.grids import write_grid
 from synthfast.data.manifest import Span
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
+from synthfast.parallel import in_order
 from synthfast.sampling.generators import Generator, load_generator
 from synthfast.sampling.labels import LabelPlan
 
@@ -198,42 +197,14 @@ def _make_shards(
         end = span.first + span.count
         return (range(first, min(first + batch_size, end)) for first in range(span.first, end, batch_size))
 
-    # The bits of matrix products and convolutions depend on the number of threads that share one: a thread a batch
-    # makes the files independent of it, as they are of ranks, and is faster than all threads on one batch.
+    # A thread a batch: so the files do not depend on the number of threads, as they do not on that of ranks.
     threads = torch.get_num_threads() if device.type == "cpu" and getattr(generator, "concurrent", False) else 1
-    with contextlib.closing(_in_order(make, (rows for span in spans for rows in rows_of(span)), threads)) as batches:
+    with contextlib.closing(in_order(make, (rows for span in spans for rows in rows_of(span)), threads)) as batches:
         for span in spans:
             with folder.writer(span.index) as writer:
                 for _ in rows_of(span):
                     meter.add(next(batches).write(writer.append))
                 writer.commit()
-
-
-def _in_order(make: Callable[[range], _Batch], parts: Iterable[range], threads: int) -> Iterator[_Batch]:
-    """``make(part)`` for each part, in order, by ``threads`` threads that do not share the work of one batch.
-
-    With one thread it is this one, a batch ahead: on a GPU that batch is computed while the last one is written.
-    """
-    waiting: collections.deque[_Batch | Future[_Batch]] = collections.deque()
-    if threads == 1:
-        for part in parts:
-            waiting.append(make(part))
-            if len(waiting) > 1:
-                yield waiting.popleft()
-        yield from waiting
-        return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for part in parts:
-                waiting.append(pool.submit(make, part))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(threads)  # the workers' setting is also the default of threads started later
 
 
 class _Batch:

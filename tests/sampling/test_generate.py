@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from synthfast.data.grids import grid
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.sampling import generate, load_generator
-from synthfast.sampling.generate import _in_order
 
 # Another batch size may round differently in the last bit, which the quantization to 256 levels shows now and then.
 MOST_PIXELS_OFF = 0.01
@@ -306,35 +304,3 @@ def test_a_folder_that_another_run_is_writing_is_refused(run, contents):
         run(n=40, shard_size=10, out=str(folder))
     run(n=40, shard_size=10, out=str(folder))
     assert contents(folder) == expected
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_batches_come_in_order_and_few_ahead(threads):
-    started, lock, done = [], threading.Lock(), 0
-
-    def make(part: range) -> int:
-        with lock:
-            started.append(part.start)
-        time.sleep(0.02 if part.start % 2 == 0 else 0.001)
-        return part.start
-
-    for number in _in_order(make, (range(k, k + 1) for k in range(12)), threads):
-        assert number == done
-        done += 1
-        assert len(started) <= done + threads
-    assert done == 12 and sorted(started) == list(range(12))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_that_fails_stops_the_run(threads):
-    made = []
-
-    def make(part: range) -> int:
-        if part.start == 3:
-            raise SynthfastError("number 3 failed")
-        made.append(part.start)
-        return part.start
-
-    with pytest.raises(SynthfastError, match="number 3 failed"):
-        list(_in_order(make, (range(k, k + 1) for k in range(100)), threads))
-    assert len(made) < 10
