@@ -47,6 +47,11 @@ class LazyGroup(click.Group):
         "sample": ("synthfast.cli.sample", "sample", "Sample images from a generator into a shard folder."),
         "train": ("synthfast.cli.train", "train", "Train a generator or a classifier."),
         "score": ("synthfast.cli.score", "score", "Score a classifier or a set of images."),
+        "inflection": (
+            "synthfast.cli.inflection",
+            "inflection",
+            "Train with and without synthetic images and compare.",
+        ),
         "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),
         "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
     },

@@ -1,11 +1,14 @@
-"""``synthfast score accuracy``."""
+"""``synthfast score accuracy`` and ``synthfast score robust``."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from typing import Any
 
 import click
+from synthfast.cli.options import config_options
+from synthfast.cli.progress import Bar
+
+from synthfast.config import AccuracyConfig, RobustConfig
 
 
 @click.group(no_args_is_help=False)
@@ -14,37 +17,65 @@ def score() -> None:
 
 
 @score.command()
-@click.option("--classifier", required=True, metavar="DIR", help="Checkpoint folder of synthfast train classifier.")
-@click.option("--dataset", default="digits:test", show_default=True, help="Labelled images, such as digits:test.")
-@click.option("--data-dir", default="data", show_default=True, metavar="DIR", help="Where data sets lie.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--out", metavar="FILE", help="Write the result JSON here.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result JSON instead of a line.")
-def accuracy(classifier: str, dataset: str, data_dir: str, device: str, out: str | None, as_json: bool) -> None:
+@config_options(AccuracyConfig)
+def accuracy(config: AccuracyConfig) -> None:
     """Accuracy on labelled images, with its 95% interval, overall and per class."""
-    from synthfast.artifacts import atomic_write_json, json_bytes
-    from synthfast.data import open_images
-    from synthfast.distributed import pick_device
-    from synthfast.evaluation.accuracy import accuracy as measure
-    from synthfast.evaluation.result import result_json
+    from synthfast.distributed import Ranks
+    from synthfast.evaluation.score import score_accuracy
 
-    start = time.perf_counter()
-    images = open_images(dataset, data_dir=Path(data_dir))
-    scores = measure(classifier, images, pick_device(device))
-    result = result_json(
-        "score accuracy",
-        {"classifier": classifier, "dataset": dataset},
-        {"classifier": Path(classifier) / "model.safetensors", "dataset": images},
-        scores,
-        time.perf_counter() - start,
+    with Ranks(config.device) as ranks:
+        result = score_accuracy(config, ranks)
+        if ranks.is_first:
+            _give(result, config.out, config.json, [_line(result, "accuracy", f" of {config.dataset}")])
+
+
+@score.command()
+@config_options(RobustConfig)
+def robust(config: RobustConfig) -> None:
+    """Accuracy under attack: images that are right and that no attack changes, with 95% intervals.
+
+    --attack autoattack is the standard version of AutoAttack (Croce and Hein 2020). Interrupted, the same command with --out
+    goes on where it stopped. Several GPUs share the images under torchrun, with the same result.
+    """
+    from synthfast.distributed import Ranks
+    from synthfast.evaluation.robust import Progress
+    from synthfast.evaluation.score import score_robust
+
+    with Ranks(config.device) as ranks, Bar("attacking") as bar:
+
+        def show(progress: Progress) -> None:
+            text = f"{progress.attack}, {progress.standing:,} stand"
+            bar.update(progress.done, progress.total, text)
+
+        result = score_robust(config, ranks, show)
+    if ranks.is_first:
+        under = f" of {config.dataset} under {config.attack}, {config.norm} eps {result['config']['eps']:.4g}"
+        lines = [_line(result, "accuracy", ""), _line(result, "robust_accuracy", under)]
+        if len(result["attacks"]) > 1:
+            lines += [
+                f"  after {name}: {entry['robust_accuracy']['value']:.4f} ({entry['broken']:,} broken)"
+                for name, entry in result["attacks"].items()
+            ]
+        lines += [f"warning: {line}" for line in result["warnings"]]
+        _give(result, config.out, config.json, lines)
+
+
+def _line(result: dict[str, Any], metric: str, where: str) -> str:
+    value = result["metrics"][metric]
+    low, high = value["ci"]
+    return (
+        f"{metric.replace('_', ' ')} {value['value']:.4f} [{low:.4f}, {high:.4f}] on {value['count']:,} images{where}"
     )
+
+
+def _give(result: dict[str, Any], out: str | None, as_json: bool, lines: list[str]) -> None:
+    """Write the result file and print the result, as JSON or as lines."""
+    from synthfast.artifacts import atomic_write_json, json_bytes
+
     if out is not None:
         atomic_write_json(out, result)
     if as_json:
         click.echo(json_bytes(result).decode(), nl=False)
     else:
-        overall = scores["metrics"]["accuracy"]
-        low, high = overall["ci"]
-        click.echo(
-            f"accuracy {overall['value']:.4f} [{low:.4f}, {high:.4f}] on {overall['count']:,} images of {dataset}"
-        )
+        for line in lines:
+            click.echo(line)

@@ -56,6 +56,7 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         self._counts: dict[str, int] = {}
+        self._names: dict[str, int] = {}
 
     @property
     def is_first(self) -> bool:
@@ -110,6 +111,11 @@ class Ranks:
             with _others():
                 dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
+
+    def unique(self, name: str) -> str:
+        """``name`` with a number that no earlier call has had; the same on all ranks, which make the same calls."""
+        self._names[name] = self._names.get(name, 0) + 1
+        return f"{name} {self._names[name]}"
 
     def add(self, name: str, amount: int) -> int:
         """Add to a counter that all ranks share and return its value; no rank waits for another."""

@@ -48,3 +48,4 @@ def test_a_part_has_one_thread_and_the_setting_comes_back():
     torch.set_num_threads(2)
     assert list(in_order(lambda _: torch.get_num_threads(), range(5), 2)) == [1] * 5
     assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)

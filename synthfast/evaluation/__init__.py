@@ -1,6 +1,7 @@
 """Evaluation of classifiers, and the result files that scores are written to."""
 
-from synthfast.evaluation.accuracy import accuracy, load_classifier, predict, wilson_interval
+from synthfast.evaluation.accuracy import accuracy, load_classifier, predict
+from synthfast.evaluation.interval import wilson_interval
 from synthfast.evaluation.result import result_json
 
 __all__ = ["accuracy", "load_classifier", "predict", "result_json", "wilson_interval"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 from synthfast.artifacts import load_checkpoint
 from synthfast.data import ImageSet
 from synthfast.errors import SynthfastError, UsageError
+from synthfast.evaluation.interval import share
 from synthfast.models.small_cnn import SmallCNN, SmallCNNConfig
 from synthfast.training.batches import to_model
 
@@ -51,7 +51,7 @@ def accuracy(folder: str | Path, images: ImageSet, device: torch.device) -> dict
     """Accuracy of a classifier on labelled images, over all and per class, each with its interval.
 
     Returns {"metrics": {"accuracy": {...}}, "groups": {"class": {"0": {"accuracy": {...}}, ...}}} of the result format, a value
-    being {"value": share in [0, 1], "ci": [low, high], "count": images}; see :func:`wilson_interval`.
+    being {"value": share in [0, 1], "ci": [low, high], "count": images}; see :func:`synthfast.evaluation.interval.wilson_interval`.
     """
     model, config = load_classifier(folder, device)
     if images.labels is None:
@@ -62,18 +62,5 @@ def accuracy(folder: str | Path, images: ImageSet, device: torch.device) -> dict
             f"found {list(images.shape)} in {images.classes}; choose a source that fits"
         )
     right = predict(model, images, device) == images.labels
-    per_class = {str(k): {"accuracy": _share(right[images.labels == k])} for k in np.unique(images.labels)}
-    return {"metrics": {"accuracy": _share(right)}, "groups": {"class": per_class}}
-
-
-def _share(right: np.ndarray) -> dict[str, object]:
-    return {"value": float(right.mean()), "ci": wilson_interval(int(right.sum()), len(right)), "count": len(right)}
-
-
-def wilson_interval(successes: int, count: int, z: float = 1.959964) -> list[float]:
-    """The 95% interval of a share by Wilson's score (1927): [low, high] within [0, 1]."""
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # Rounding must not push the share itself out of its interval.
-    return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]
+    per_class = {str(k): {"accuracy": share(right[images.labels == k])} for k in np.unique(images.labels)}
+    return {"metrics": {"accuracy": share(right)}, "groups": {"class": per_class}}

@@ -1,0 +1,272 @@
+"""``synthfast inflection``: do a generator's images help, and from how many on?
+
+Sehwag et al. (2022), "Robust learning meets generative models: can proxy distributions improve adversarial robustness?": a
+generator has crossed the inflection point when classifiers trained on its images beside the real ones are better than those
+trained on the real ones alone. Here both are trained with the same number of steps and the same seeds, so that the difference
+is paired: a gain is the mean over seeds of (real + synthetic) - (real only), with its interval by Student's t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthfast.artifacts import atomic_write_json, read_json
+from synthfast.config import ClassifierConfig, InflectionConfig
+from synthfast.data import ImageSet, open_images
+from synthfast.distributed import Ranks
+from synthfast.errors import UsageError
+from synthfast.evaluation.interval import mean_interval
+from synthfast.evaluation.robust import attack_facts, run_attacks, scores
+from synthfast.evaluation.score import check_fits, make_attacks
+from synthfast.models.classifiers import load_classifier
+from synthfast.models.frozen import freeze
+from synthfast.training import train_classifier
+
+SCORE_FILE = "score.json"
+_METRICS = ("accuracy", "robust_accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One classifier of the comparison: its method, number of synthetic images (0: none) and seed."""
+
+    method: str
+    synthetic: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        data = f"synthetic-{self.synthetic}" if self.synthetic else "real"
+        return f"{self.method}-{data}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The run at hand, its number from 1 of ``total``, and what it does, such as "training, step 200 of 1,000"."""
+
+    run: Run
+    number: int
+    total: int
+    doing: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: each method without and with each number of synthetic images, over the seeds."""
+
+    methods: tuple[str, ...]
+    counts: tuple[int, ...]
+    seeds: int
+
+    @classmethod
+    def of(cls, config: InflectionConfig, available: int) -> Plan:
+        """``available``: synthetic images there are."""
+        methods = tuple(dict.fromkeys(part.strip() for part in config.methods.split(",")))
+        for method in methods:
+            if method not in ("standard", "pgd", "trades"):
+                raise UsageError(
+                    f"--methods {config.methods}: expected some of standard, pgd, trades, found {method!r}"
+                )
+        if config.counts is None:
+            return cls(methods, (available,), config.seeds)
+        try:
+            counts = tuple(sorted({int(part) for part in config.counts.split(",")}))
+        except ValueError:
+            raise UsageError(f"--counts {config.counts}: expected whole numbers such as 1000,4000,16000") from None
+        if counts[0] < 1 or counts[-1] > available:
+            raise UsageError(
+                f"--counts {config.counts}: expected numbers from 1 to {available}, the synthetic images there are; "
+                "sample more or ask for fewer"
+            )
+        return cls(methods, counts, config.seeds)
+
+    def runs(self) -> Iterator[Run]:
+        """Seed by seed, so that a comparison that is stopped early has whole seeds."""
+        for seed in range(self.seeds):
+            for method in self.methods:
+                for count in (0, *self.counts):
+                    yield Run(method, count, seed)
+
+
+def inflection(
+    config: InflectionConfig, ranks: Ranks, report: Callable[[Progress], None] | None = None
+) -> dict[str, Any]:
+    """Train and test every classifier of the plan, and compare.
+
+    Each run has a folder of its own below ``config.out``, with its checkpoint and ``score.json``; what is there already is not done
+    again, and a run that was interrupted goes on.
+
+    Args:
+        config: see :class:`synthfast.config.InflectionConfig`.
+        ranks: entered; every rank calls this with the same configuration.
+        report: called on rank 0.
+
+    Returns:
+        ``metrics``, ``runs`` and ``curves`` of the result format (see :func:`compare`) and ``inputs``, the sets by role.
+
+    Raises:
+        UsageError: options that do not fit each other or the data.
+        SynthfastError: as in training and scoring.
+    """
+    base = base_config(config)
+    data_dir = Path(config.data_dir)
+    test = open_images(config.test, data_dir=data_dir, image_size=base.image_size)
+    if test.labels is None:
+        raise UsageError(f"--test {config.test}: has no labels, expected some; choose another source")
+    synthetic = [open_images(folder) for folder in config.synthetic]
+    plan = Plan.of(config, min(len(images) for images in synthetic))
+    runs = list(plan.runs())
+    results: dict[Run, dict[str, Any]] = {}
+    for number, run in enumerate(runs, start=1):
+
+        def tell(doing: str, run: Run = run, number: int = number) -> None:
+            if report is not None:
+                report(Progress(run, number, len(runs), doing))
+
+        results[run] = _train_and_test(config, base, run, test, ranks, tell)
+    return {**compare(results), "inputs": {"test": test, **{f"synthetic {k}": s for k, s in enumerate(synthetic)}}}
+
+
+def base_config(config: InflectionConfig) -> ClassifierConfig:
+    """The training settings that all runs share."""
+    raise NotImplementedError
+
+
+def _train_and_test(
+    config: InflectionConfig,
+    base: ClassifierConfig,
+    run: Run,
+    test: ImageSet,
+    ranks: Ranks,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    folder = Path(config.out) / run.name
+    training = dataclasses.replace(
+        base,
+        method=run.method,
+        seed=run.seed,
+        synthetic=config.synthetic if run.synthetic else (),
+        synthetic_n=run.synthetic or None,
+        fraction=base.fraction if run.synthetic else None,
+        out=str(folder),
+    )
+    train_classifier(training, ranks, lambda p: tell(f"training, step {p.step:,} of {p.steps:,}, loss {p.loss:.3f}"))
+    model, description = load_classifier(folder, ranks.device)
+    check_fits(test, description, str(folder))
+    attacks = make_attacks(config, test.classes or 0)
+    facts = {"weights": description["sha256"], "data": test.fingerprint(), "attacks": attack_facts(attacks)}
+    facts = json.loads(json.dumps({**facts, "count": config.n}))
+    path = folder / SCORE_FILE
+    if path.exists():
+        found = read_json(path, "score")
+        if found.get("facts") == facts:
+            return found["scores"]
+    verdicts = run_attacks(
+        freeze(model),
+        test,
+        attacks,
+        ranks,
+        count=config.n,
+        batch_size=config.attack_batch_size,
+        progress=folder / "score.progress",
+        facts=facts,
+        report=lambda p: tell(f"{p.attack}, {p.done:,} of {p.total:,} images"),
+    )
+    result = scores(verdicts, test.labels)
+    ranks.barrier()
+    if ranks.is_first:
+        atomic_write_json(path, {"facts": facts, "scores": result})
+    ranks.barrier()
+    return result
+
+
+def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
+    """From the scores of each run to means and gains over the seeds.
+
+    Returns:
+        ``curves``: method to {"synthetic": [0, counts ...], "accuracy": [...], "robust_accuracy": [...], "accuracy_gain": [None,
+        ...], "robust_accuracy_gain": [None, ...]}, each entry {"value", "ci", "count"}, the gains paired by seed;
+        ``metrics``: the gains of the largest count as METHOD_accuracy_gain and METHOD_robust_accuracy_gain;
+        ``runs``: name to the accuracies of a single run.
+    """
+    curves: dict[str, Any] = {}
+    for method in dict.fromkeys(run.method for run in results):
+        counts = sorted({run.synthetic for run in results if run.method == method})
+        curve: dict[str, list[Any]] = {"synthetic": counts}
+        for metric in _METRICS:
+            values = {count: _values(results, method, count, metric) for count in counts}
+            curve[metric] = [mean_interval(values[count]) for count in counts]
+            curve[f"{metric}_gain"] = [
+                None if count == 0 else mean_interval([a - b for a, b in zip(values[count], values[0], strict=True)])
+                for count in counts
+            ]
+        curves[method] = curve
+    metrics = {
+        f"{method}_{metric}_gain": curve[f"{metric}_gain"][-1]
+        for method, curve in curves.items()
+        for metric in _METRICS
+    }
+    runs = {
+        run.name: {metric: scores["metrics"][metric]["value"] for metric in _METRICS} for run, scores in results.items()
+    }
+    return {"metrics": metrics, "curves": curves, "runs": runs}
+
+
+def _values(results: Mapping[Run, Mapping[str, Any]], method: str, count: int, metric: str) -> list[float]:
+    """By seed."""
+    chosen = sorted((r for r in results if (r.method, r.synthetic) == (method, count)), key=lambda run: run.seed)
+    return [results[run]["metrics"][metric]["value"] for run in chosen]
+
+
+def verdict(curves: Mapping[str, Any]) -> list[str]:
+    """A sentence for each method and metric: from how many synthetic images on the gain's whole interval lies above 0."""
+    lines = []
+    for method, curve in curves.items():
+        for metric, name in zip(_METRICS, ("accuracy", "robust accuracy"), strict=True):
+            gains = dict(zip(curve["synthetic"], curve[f"{metric}_gain"], strict=True))
+            lines.append(f"{method}, {name}: {_sentence(gains)}")
+    return lines
+
+
+def _sentence(gains: Mapping[int, Any]) -> str:
+    known = {count: gain for count, gain in gains.items() if gain is not None}
+    last = known[max(known)]
+    value = f"{100 * last['value']:+.1f} points"
+    if last["ci"] is None:
+        return f"{value} with {max(known):,} synthetic images; one seed gives no interval"
+    low, high = (100 * bound for bound in last["ci"])
+    value += f" [{low:+.1f}, {high:+.1f}] with {max(known):,} synthetic images"
+    first = next((count for count, gain in sorted(known.items()) if gain["ci"][0] > 0), None)
+    if first is not None:
+        return f"{value}; the inflection point is crossed (from {first:,} on)"
+    if all(gain["ci"][1] < 0 for gain in known.values()):
+        return f"{value}; the synthetic images hurt"
+    return f"{value}; no gain is certain"
+
+
+def table(curves: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Rows of text, the first of them the titles: method, synthetic images, accuracies and gains in percent."""
+    rows: list[Sequence[str]] = [
+        ("method", "synthetic", "accuracy %", "robust accuracy %", "gain in accuracy", "gain in robust accuracy")
+    ]
+    for method, curve in curves.items():
+        for k, count in enumerate(curve["synthetic"]):
+            cells = [_percent(curve[metric][k], "") for metric in _METRICS]
+            gains = [_percent(curve[f"{metric}_gain"][k], "+") for metric in _METRICS]
+            rows.append((method, f"{count:,}" if count else "none", *cells, *gains))
+    return rows
+
+
+def _percent(value: Mapping[str, Any] | None, sign: str) -> str:
+    if value is None:
+        return ""
+    text = f"{100 * value['value']:{sign}.1f}"
+    if value["ci"] is None:
+        return text
+    low, high = (100 * bound for bound in value["ci"])
+    return f"{text} [{low:{sign}.1f}, {high:{sign}.1f}]"

@@ -1,0 +1,77 @@
+"""Figures as PNG files, drawn by matplotlib (the extra "report")."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synthfast.artifacts import atomic_write_bytes
+from synthfast.errors import SynthfastError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Of Okabe and Ito's palette, which the colour-blind tell apart; a marker each for print.
+_STYLES = {"standard": ("#0072B2", "o"), "pgd": ("#D55E00", "s"), "trades": ("#009E73", "^")}
+_LABELS = {"standard": "standard training", "pgd": "PGD adversarial training", "trades": "TRADES"}
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure (inches) and its axes side by side; one-line error where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SynthfastError(f"figures need matplotlib ({error}); install it with: pip install matplotlib") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def write_png(figure: Figure, path: str | Path) -> None:
+    """Write the figure atomically, without the version and date that would change its bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def inflection_figure(curves: Mapping[str, Any], path: str | Path) -> None:
+    """Gains over training on real images alone, in points, against the number of synthetic images.
+
+    Args:
+        curves: of the result of ``synthfast inflection`` (see :func:`synthfast.evaluation.inflection.compare`).
+        path: PNG file.
+    """
+    figure, axes = new_figure(9.5, 4, columns=2)
+    titles = {"accuracy_gain": "Gain in accuracy", "robust_accuracy_gain": "Gain in robust accuracy"}
+    counts = sorted({count for curve in curves.values() for count in curve["synthetic"] if count})
+    for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+        for k, (method, curve) in enumerate(curves.items()):
+            colour, marker = _STYLES[method]
+            points = [(n, gain) for n, gain in zip(curve["synthetic"], curve[metric], strict=True) if gain is not None]
+            # Methods side by side, so that their bars do not cover each other.
+            x = [counts.index(n) + 0.06 * (k - (len(curves) - 1) / 2) for n, _ in points]
+            y = [100 * gain["value"] for _, gain in points]
+            bars = [
+                [0.0, 0.0] if gain["ci"] is None else [100 * abs(b - gain["value"]) for b in gain["ci"]]
+                for _, gain in points
+            ]
+            axis.errorbar(
+                x, y, list(zip(*bars, strict=True)), color=colour, marker=marker, capsize=4, label=_LABELS[method]
+            )
+        axis.axhline(0, color="black", linewidth=1)
+        axis.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
+        axis.set_xlim(-0.5, len(counts) - 0.5)
+        axis.set_xlabel("synthetic images")
+        axis.set_ylabel("points")
+        axis.set_title(title)
+    axes[0].legend(frameon=False)
+    write_png(figure, path)
