@@ -137,6 +137,7 @@ class ActiveSet:
     origin, y, index: as handed to ``_attack``, of the images that still stand, n <= N of them.
     rows: int64 [n], where these are in the batch.
     found: like the whole batch: the images that broke, and what :meth:`keep` recorded for the others (at first, the origin).
+    score: float32 [N], the score that each image was kept with (at first, -inf).
 
         active = ActiveSet(x, y, index)
         image = start
@@ -154,6 +155,7 @@ class ActiveSet:
         self.origin, self.y, self.index = x, y, index
         self.rows = torch.arange(len(x), device=x.device)
         self.found = x.clone()
+        self.score = torch.full((len(x),), -math.inf, device=x.device)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -172,8 +174,13 @@ class ActiveSet:
         self.rows = self.rows[left]
         return tuple(take(tensor, left) for tensor in state)
 
-    def keep(self, images: Tensor) -> None:
-        """Record ``images`` [n, ...] as the strongest so far of the images that still stand."""
+    def keep(self, images: Tensor, score: Tensor | None = None) -> None:
+        """Record ``images`` [n, ...] of the images that still stand: all, or those whose ``score`` [n] is their highest yet."""
+        if score is not None:
+            before = self.score[self.rows]
+            higher = score > before
+            self.score[self.rows] = torch.where(higher, score, before)
+            images = select(higher, images, take(self.found, self.rows))
         self.found[self.rows] = images
 
 
@@ -231,6 +238,13 @@ def step_(
 ) -> Tensor:
     """:func:`step` in place."""
     return _STEP_IN_PLACE[norm](x, gradient, origin, eps, step_size)
+
+
+def per_image(value: Tensor | float, like: Tensor) -> Tensor:
+    """A radius or step size as float32 [N] on the device of the images ``like``, made without waiting for the device."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((len(like),), value, dtype=torch.float32, device=like.device)
 
 
 def columns(values: Tensor, like: Tensor) -> Tensor:
