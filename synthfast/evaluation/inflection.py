@@ -98,7 +98,7 @@ def inflection(
 ) -> dict[str, Any]:
     """Train and test every classifier of the plan, and compare.
 
-    Each run has a folder of its own below ``config.out``, with its checkpoint and ``score.json``; what is there already is not done
+    Each run has a folder of its own below ``config.out`` with its checkpoint and ``score.json``; what is there is not done
     again, and a run that was interrupted goes on.
 
     Args:
