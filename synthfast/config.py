@@ -138,35 +138,142 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """``synthfast train classifier``: standard training on real images, synthetic ones, or both."""
+    """``synthfast train classifier``: standard or adversarial training on real images, synthetic ones, or both.
+
+    Where a default is None it depends on other settings or on the data, as the option's help says. The values of ``recipe`` are
+    taken by :func:`make_config`; the constructor itself only notes the name.
+    """
 
     dataset: str = option("digits", "Real images: digits, mnist, cifar10, ..., folder:DIR, npz:FILE or a shard folder.")
-    synthetic: tuple[str, ...] = option(
-        (), "Folder of labelled synthetic shards; may be given several times.", metavar="DIR"
-    )
+    synthetic: tuple[str, ...] = option((), "Folder of synthetic shards; may be given several times.", metavar="DIR")
     fraction: float | None = option(
         None, "Share of synthetic images in a batch: 0 uses real ones only, 1 synthetic ones only; 0.5 if not given."
     )
+    synthetic_n: int | None = option(None, "Only the first n images of each synthetic folder; all if not given.")
     out: str = option("runs/classifier", "Folder for the checkpoint.", metavar="DIR")
-    steps: int = option(1_000, "Optimizer steps.")
-    batch_size: int = option(128, "Images in a step.")
-    lr: float = option(
-        0.1, "Highest learning rate of SGD, reached after a tenth of the steps; then it falls along a cosine."
+    recipe: str | None = option(
+        None,
+        "proxy (Sehwag et al. 2022), edm (Wang et al. 2023) or a TOML file: settings that options and --config override.",
+        metavar="NAME",
     )
-    weight_decay: float = option(5e-4, "Weight decay of SGD.")
+    model: str = option(
+        "auto",
+        "small-cnn, preact-resnet-18, resnet-18, wrn-28-10, wrn-34-10, wrn-70-16 (any of these with -swish), or timm:NAME; "
+        "auto is small-cnn up to 16 pixels, else preact-resnet-18.",
+        metavar="NAME",
+    )
+    method: str = option(
+        "standard",
+        "standard, pgd (Madry et al. 2018) or trades (Zhang et al. 2019).",
+        choices=("standard", "pgd", "trades"),
+    )
+    norm: str = option("linf", "pgd, trades: norm of the ball.", choices=("linf", "l2"))
+    eps: float | None = option(
+        None,
+        "pgd, trades: radius of the ball on pixels in [0, 1], such as 8/255; 8/255 in linf and 0.5 in l2 if not given.",
+    )
+    attack_steps: int = option(10, "pgd, trades: steps of the attack.")
+    step_size: float | None = option(None, "pgd, trades: step size of the attack; a quarter of eps if not given.")
+    beta: float | None = option(None, "trades: weight of the robust term; 6 if not given.")
+    steps: int = option(
+        1_000, "Optimizer steps. The schedule depends on it, so that a finished run is not made longer."
+    )
+    batch_size: int = option(128, "Images in a step, over all ranks.")
+    lr: float = option(0.1, "Highest learning rate of SGD.")
+    schedule: str = option(
+        "cosine",
+        "cosine: linear rise to --lr, then along a cosine to 0. onecycle (Smith and Topin 2018): both along a cosine, from "
+        "1/25 of --lr to a 10,000th of that.",
+        choices=("cosine", "onecycle"),
+    )
+    warmup: float | None = option(
+        None, "Share of the steps in which the rate rises; 0.1 for cosine and 0.3 for onecycle if not given."
+    )
+    momentum: float = option(0.9, "Nesterov momentum of SGD.")
+    weight_decay: float = option(5e-4, "Weight decay of SGD; biases and batch norms have none.")
+    ema: float = option(
+        0.0, "Decay (tau) of the averaged weights a step, which are then what is saved and validated; 0 for no average."
+    )
+    label_smoothing: float = option(0.0, "Share of each label that is spread over all classes.")
+    crop: int | None = option(
+        None, "Zero pixels around an image before a random crop; 4 for colour images of 32x32 and 0 else if not given."
+    )
+    flip: bool | None = option(None, "Flip half of the images; on for cifar, celeba and imagenet if not given.")
+    cutmix: float = option(0.0, "Probability that an image gets a box of another one (CutMix, Yun et al. 2019).")
+    pseudo_labels: str | None = option(
+        None, "Classifier (checkpoint folder) that labels synthetic shards without labels.", metavar="DIR"
+    )
+    validation: float = option(
+        0.0,
+        "Number, or below 1 the share, of real training images to hold out: the checkpoint that does best on them is kept, "
+        "under attack if the training is; with 0 the last one.",
+    )
+    image_size: int | None = option(None, "Side that celeba, imagenet (64 if not given) and folders are resized to.")
     data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
     download: bool = option(False, "Download the data set if it is missing.")
-    seed: int = option(0, "Weights and order depend on it.")
+    seed: int = option(0, "Weights, order, augmentation and attacks depend on it.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option("auto", "auto is bf16 where the GPU has it, else fp32.", choices=("auto", "fp32", "bf16"))
+    compile: bool = option(False, "Train through torch.compile.")
+    checkpoint_every: int = option(500, "Steps between checkpoints, and between validations.")
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "--steps", self.steps, "a whole number of at least 1")
+        for name in ("steps", "attack_steps", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, _flag(name), getattr(self, name), "a whole number of at least 1")
         _require(self.batch_size >= 2, "--batch-size", self.batch_size, "at least 2, for the network has batch norm")
         _require_optimizer(self.lr, self.weight_decay)
+        _require(0 < self.momentum < 1, "--momentum", self.momentum, "a number between 0 and 1")
+        _require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a number from 0 to below 1")
+        for name in ("eps", "step_size"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, _flag(name), value, "a positive number such as 8/255")
+        _require(self.beta is None or 0 <= self.beta < math.inf, "--beta", self.beta, "a number of at least 0")
+        for name in ("ema", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, _flag(name), value, "a number from 0 to below 1")
+        _require(self.crop is None or self.crop >= 0, "--crop", self.crop, "a whole number of at least 0")
+        _require(0 <= self.cutmix <= 1, "--cutmix", self.cutmix, "a number from 0 to 1")
+        _require(
+            0 <= self.validation < math.inf and (self.validation < 1 or self.validation == int(self.validation)),
+            "--validation",
+            self.validation,
+            "a share below 1 or a whole number of images",
+        )
         _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
         if self.fraction is not None and self.fraction > 0 and not self.synthetic:
             raise UsageError(f"--fraction {self.fraction}: expected --synthetic DIR beside it, found none; add one")
+        for name in ("synthetic_n", "pseudo_labels"):
+            value = getattr(self, name)
+            if value is not None and not self.synthetic:
+                raise UsageError(f"{_flag(name)} {value}: expected --synthetic DIR beside it, found none; add one")
+        _require(
+            self.synthetic_n is None or self.synthetic_n >= 1,
+            "--synthetic-n",
+            self.synthetic_n,
+            "a whole number of at least 1",
+        )
+        for name in ("eps", "step_size", "beta"):
+            value, methods = getattr(self, name), _METHODS_WITH[name]
+            if value is not None and self.method not in methods:
+                raise UsageError(
+                    f"{_flag(name)} {value}: method {self.method} does not use it; add --method {' or '.join(methods)}"
+                )
         _require_seed(self.seed)
+
+    @property
+    def radius(self) -> float:
+        """``eps``, or the usual one of the norm."""
+        return radius(self.norm, self.eps)
+
+
+# Settings of an attack, and the methods that use them.
+_METHODS_WITH = {"eps": ("pgd", "trades"), "step_size": ("pgd", "trades"), "beta": ("trades",)}
+
+
+def for_method(config: ClassifierConfig, method: str) -> ClassifierConfig:
+    """The same settings for another training method, without those (eps, step_size, beta) that it does not use."""
+    unused: dict[str, Any] = {name: None for name, methods in _METHODS_WITH.items() if method not in methods}
+    return dataclasses.replace(config, method=method, **unused)
 
 
 @dataclass(frozen=True)
@@ -335,8 +442,20 @@ def make_config(cls: type[Config], values: Mapping[str, Any], where: str = "") -
         values: field name to value; missing ones take their defaults.
         where: starts the messages, such as the path of a TOML file.
 
-    Raises UsageError for unknown keys, wrong types and bad values, in one line.
+    A recipe that ``values`` name (``recipe``) gives the values that are missing there. Raises UsageError for unknown keys, wrong
+    types and bad values, in one line.
     """
+    checked = _checked_values(cls, values, where)
+    if cls is ClassifierConfig and checked.get("recipe") is not None:
+        checked = {**_suitable(recipe_values(checked["recipe"]), checked), **checked}
+    try:
+        return cls(**checked)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _checked_values(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with the types of the fields of ``cls``; UsageError for unknown keys, wrong types and choices."""
     prefix = f"{where}: " if where else ""
     fields = {item.name: item for item in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -348,10 +467,46 @@ def make_config(cls: type[Config], values: Mapping[str, Any], where: str = "") -
         choices = fields[name].metadata.get("choices")
         if choices and checked[name] is not None and checked[name] not in choices:
             raise UsageError(f"{prefix}{name}: expected one of {', '.join(choices)}, found {value!r}")
+    return checked
+
+
+RECIPES = Path(__file__).parent / "training" / "recipes"
+
+
+def recipe_values(recipe: str) -> dict[str, Any]:
+    """What a recipe of ``synthfast train classifier`` sets: field name of :class:`ClassifierConfig` to value.
+
+    ``recipe``: the name of a file of the package (``proxy``, ``edm``) or the path of a TOML file.
+    """
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    path = RECIPES / f"{recipe}.toml" if recipe in names else Path(recipe)
+    if path.suffix != ".toml":
+        raise UsageError(f"--recipe {recipe}: no such recipe; expected {', '.join(names)} or a TOML file")
+    if not path.exists():
+        raise UsageError(f"--recipe {recipe}: no such file; check the path, or take one of {', '.join(names)}")
+    values = _checked_values(ClassifierConfig, read_toml(path), str(path))
+    if "recipe" in values:
+        raise UsageError(f"{path}: recipe: a recipe names no other; take its values over")
     try:
-        return cls(**checked)
+        # Synthetic folders are the user's matter; everything else must be valid by itself.
+        ClassifierConfig(**{"synthetic": ("DIR",), **values})
     except UsageError as error:
-        raise UsageError(f"{prefix}{error}") from None
+        raise UsageError(f"{path}: {error}") from None
+    return values
+
+
+def _suitable(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe without those that belong to another method, norm, radius or schedule than the one given."""
+    final = {**recipe, **given}
+    method = final.get("method", ClassifierConfig.method)
+    without = {name for name, methods in _METHODS_WITH.items() if method not in methods}
+    if "norm" in given and given["norm"] != recipe.get("norm", ClassifierConfig.norm):
+        without |= {"eps", "step_size"}
+    if "eps" in given and given["eps"] != recipe.get("eps"):
+        without |= {"step_size"}
+    if "schedule" in given and given["schedule"] != recipe.get("schedule", ClassifierConfig.schedule):
+        without |= {"warmup"}
+    return {name: value for name, value in recipe.items() if name not in without}
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

@@ -53,6 +53,25 @@ def to_model(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def to_unit(
+    images: Tensor,
+    device: torch.device,
+    index: Tensor | None = None,
+    seed: int = 0,
+    *,
+    crop: int = 0,
+    flip: bool = False,
+) -> Tensor:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [0, 1], channels_last, on ``device``, as classifiers take them.
+
+    With ``crop`` padded by so many zero pixels and cropped at random, with ``flip`` mirrored with probability 1/2, decided by
+    ``seed`` and ``index`` (int64 [N] on the device) alone.
+    """
+    rows = torch.arange(len(images), device=device)
+    index = rows if index is None else index
+    return ops.gather_augment(images.to(device, non_blocking=True), rows, index, seed, padding=crop, flip=flip)
+
+
 def flip_half(images: Tensor, index: Tensor, seed: int) -> Tensor:
     """Mirror each of [N, C, H, W] with probability 1/2, decided by (seed, index) alone."""
     uniform = ops.philox_uniform_(torch.empty(len(images), 1, device=images.device), index, seed, ops.Stream.AUGMENT)

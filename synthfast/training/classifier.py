@@ -1,130 +1,303 @@
-"""``synthfast train classifier``: supervised training on real images, synthetic ones, or a mix of both."""
+"""``synthfast train classifier``: standard and adversarial training on real images, synthetic ones, or a mix of both."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
+from synthfast.attacks.pgd import PGD
 from synthfast.config import ClassifierConfig
-from synthfast.data import ImageSet, ShardSet, open_images
+from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
-from synthfast.errors import SynthfastError, UsageError
-from synthfast.models.small_cnn import SmallCNN, SmallCNNConfig
-from synthfast.training.batches import EpochOrder, prefetch, read_batch, to_model
-from synthfast.training.generator import Progress, Trained, not_finite
+from synthfast.models.classifiers import default_classifier, make_classifier
+from synthfast.models.frozen import freeze
+from synthfast.training import objectives
+from synthfast.training.augment import cutmix
+from synthfast.training.batches import read_batch, to_unit
+from synthfast.training.ema import EMA
+from synthfast.training.loop import (
+    PRECISION_NAMES,
+    Job,
+    Progress,
+    Trained,
+    average_statistics,
+    flips,
+    pick_precision,
+)
+from synthfast.training.mixture import Mixture, open_mixture
+from synthfast.training.state import load_notes, load_state, save_state
+
+# What does not change the result: not part of what a resumed run must repeat. Data count by their content.
+_FREE = ("out", "recipe", "dataset", "synthetic", "image_size", "data_dir", "download", "device", "compile")
+_OPTIONS = {"data": "--dataset or --synthetic (their images)", "pseudo_labels": "--pseudo-labels (its weights)"}
+_BETA = 6.0  # of trades where none is given: 1 / lambda of Zhang et al. 2019 on CIFAR-10
+_VALIDATION_STAGE = 1  # attack starts of training have stage 0
 
 
-def train_classifier(config: ClassifierConfig, report: Callable[[Progress], None] | None = None) -> Trained:
-    """Train a :class:`SmallCNN` with cross-entropy and leave a checkpoint folder.
+def train_classifier(
+    config: ClassifierConfig, ranks: Ranks, report: Callable[[Progress], None] | None = None
+) -> Trained:
+    """Train, or go on training, and leave a checkpoint folder.
 
-    A batch holds round(fraction * batch_size) synthetic images and real ones for the rest; each kind is seen in shuffled
-    passes of its own. Nothing is chosen by looking at test data: the last weights are the result.
+    A batch holds round(fraction * batch_size) synthetic images and real ones for the rest; each set is seen in shuffled passes
+    of its own. The folder then holds ``config.json`` and ``model.safetensors`` (the averaged weights if there is an average; of
+    the checkpoint that did best on the held-out images if there are any, else of the last step) and
+    ``training-state.safetensors``, from which the same command goes on exactly where it stopped. A finished run is left alone.
+    Nothing is chosen by looking at test data.
+
+    Several ranks share each batch and see the images, augmentations and attack starts that one would. Each normalizes by its
+    own share in batch norm, so that the weights differ a little from those of one rank.
+
+    Args:
+        config: see :class:`synthfast.config.ClassifierConfig`.
+        ranks: entered; every rank calls this with the same configuration.
+        report: called on rank 0 about once a second and at checkpoints.
 
     Raises:
-        UsageError: options or sets that do not fit each other, or a folder that holds another kind of checkpoint.
+        UsageError: options or sets that do not fit each other, the device or an existing run in the folder.
         SynthfastError: unreadable data, a loss that is not finite, a disk that refuses.
     """
-    ranks = Ranks(config.device)
-    if ranks.world_size > 1:
-        raise UsageError(f"train classifier: expected one process, found {ranks.world_size} ranks; leave torchrun out")
-    device = ranks.device
-    parts = _parts(config)
-    make_checkpoint_folder(config.out, "classifier")
-    reference = parts[0][0]
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
-        torch.default_generator.manual_seed(config.seed % 2**63)
-        model = SmallCNN(SmallCNNConfig(reference.shape[2], reference.classes or 0))
-    model.to(device).train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-    )
-    orders = [EpochOrder(len(images), config.seed, stream) for stream, (images, _) in enumerate(parts)]
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        read = [
-            read_batch(images, order[step * share : (step + 1) * share])
-            for (images, share), order in zip(parts, orders, strict=True)
-        ]
-        return torch.cat([pixels for pixels, _ in read]), torch.cat([labels for _, labels in read])
-
-    losses: list[Tensor] = []
-    loss, clock, seen = math.nan, time.perf_counter(), 0
-    for step, (pixels, labels) in enumerate(prefetch(batch, 0, config.steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * _lr_factor(step, config.steps)
-        value = nn.functional.cross_entropy(model(to_model(pixels, device)), labels.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        losses.append(value.detach())
-        seen += len(pixels)
-        last = step + 1 == config.steps
-        if last or time.perf_counter() - clock > 1.0:
-            loss = float(torch.stack(losses).mean())
-            losses.clear()
-            problem = not_finite(loss, model if last else None)
-            if problem is not None:
-                raise SynthfastError(f"step {step + 1}: {problem}, expected finite numbers; lower --lr")
-            if report is not None:
-                rate = seen / (time.perf_counter() - clock)
-                report(Progress(step + 1, config.steps, loss, config.batch_size, rate))
-            clock, seen = time.perf_counter(), 0
-    description = {
-        "name": "small-cnn",
-        "shape": list(reference.shape),
-        "classes": reference.classes,
-        "class_names": None if reference.class_names is None else list(reference.class_names),
-        "model": {"name": "small-cnn", **dataclasses.asdict(model.config)},
-        "training": {**dataclasses.asdict(config), "data": [images.fingerprint() for images, _ in parts]},
-    }
-    save_checkpoint(config.out, "classifier", description, model.state_dict())
-    return Trained(config.steps, config.steps, loss)
+    return _Job(config, ranks).run(report)
 
 
-def _parts(config: ClassifierConfig) -> list[tuple[ImageSet, int]]:
-    """The sets a batch is drawn from, with the number of images from each."""
-    fraction = config.fraction if config.fraction is not None else (0.5 if config.synthetic else 0.0)
-    synthetic = round(fraction * config.batch_size)
-    if (fraction > 0 and synthetic == 0) or (fraction < 1 and synthetic == config.batch_size):
-        raise UsageError(
-            f"--fraction {fraction:g}: {synthetic} of {config.batch_size} images a batch would be synthetic, expected at "
-            "least one of each kind; enlarge --batch-size"
+class _Job(Job[tuple[Tensor, Tensor]]):
+    def __init__(self, config: ClassifierConfig, ranks: Ranks) -> None:
+        self.ranks, self.folder, device = ranks, Path(config.out), ranks.device
+        self.config = config
+        self._share()
+        self.data = open_mixture(config, ranks)
+        self.config = config = _resolved(config, self.data, device)
+        shape, classes = self.data.reference.shape, self.data.reference.classes
+        assert classes is not None
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+            torch.default_generator.manual_seed(config.seed % 2**63)
+            self.model = make_classifier(config.model, shape, classes)
+        make_checkpoint_folder(self.folder, "classifier")
+        self.model.to(device).train()
+        self.average = EMA(self.model, config.ema) if config.ema > 0 else None
+        self.optimizer = _optimizer(self.model, config)
+        self.precision = pick_precision(config.precision, device)
+        self.ball = None
+        if config.method != "standard":
+            self.ball = objectives.Ball(config.norm, config.radius, config.step_size or 0.0, config.attack_steps)
+            self.frozen = freeze(self.model)
+        self.measures = {
+            "standard": ("loss", "accuracy"),
+            "pgd": ("loss", "robust_accuracy"),
+            "trades": ("loss", "accuracy", "robust_accuracy"),
+        }[config.method]
+        # CutMix pastes from the whole batch, which every rank then reads; else each reads its share.
+        share = np.arange(ranks.rank, config.batch_size, ranks.world_size)
+        self.positions = np.arange(config.batch_size) if config.cutmix else share
+        self.mine = torch.from_numpy(share).to(device) if config.cutmix and ranks.world_size > 1 else None
+        self.facts = {**dataclasses.asdict(config), **self.data.facts}
+        # Which checkpoint is kept depends on when they are compared.
+        free = _FREE if self.data.validation is not None else (*_FREE, "checkpoint_every")
+        modules = {"model": self.model} | ({"ema": self.average.module} if self.average else {})
+        self.modules: dict[str, nn.Module] = modules
+        self.first_step = load_state(
+            self.folder, self.facts, modules, self.optimizer, may_differ=free, options=_OPTIONS
         )
-    parts: list[tuple[ImageSet, int]] = []
-    if synthetic < config.batch_size:
-        real = open_images(config.dataset, data_dir=Path(config.data_dir), download=config.download)
-        parts.append((real, config.batch_size - synthetic))
-    if synthetic > 0:
-        folders = [ShardSet(folder) for folder in config.synthetic]
-        shares = [synthetic // len(folders) + (k < synthetic % len(folders)) for k in range(len(folders))]
-        if 0 in shares:
-            raise UsageError(
-                f"--batch-size {config.batch_size}: {len(folders)} synthetic folders share {synthetic} images a batch, "
-                "expected at least one each; enlarge it"
-            )
-        parts += zip(folders, shares, strict=True)
-    first = parts[0][0]
-    for images, _ in parts:
-        if images.labels is None:
-            raise UsageError(f"{images.name}: has no labels, training a classifier needs them; choose another source")
-        if images.shape != first.shape or images.classes != first.classes:
-            raise UsageError(
-                f"{images.name}: expected images {list(first.shape)} in {first.classes} classes as {first.name} has, "
-                f"found {list(images.shape)} in {images.classes}; choose sets that fit"
-            )
-    return parts
+        notes = load_notes(self.folder)
+        self.best: tuple[float, int] | None = tuple(notes["best"]) if notes.get("best") else None
+
+    def run(self, report: Callable[[Progress], None] | None) -> Trained:
+        loss = self._run(_Passes(self.model), report)
+        accuracy, step = self.best or (None, None)
+        return Trained(self.config.steps, self.config.steps - self.first_step, loss, None, accuracy, step)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What is validated and saved."""
+        return self.model if self.average is None else self.average.module
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = self.data.read(step, self.positions)
+        if self.ranks.device.type == "cuda":
+            pixels, labels = pixels.pin_memory(), labels.pin_memory()
+        return pixels, labels
+
+    def _augmented(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's images in [0, 1], their targets, and their positions in the run, which key all that is random."""
+        config, device = self.config, self.ranks.device
+        index = torch.from_numpy(step * config.batch_size + self.positions).to(device)
+        x = to_unit(pixels, device, index, config.seed, crop=config.crop or 0, flip=bool(config.flip))
+        targets = labels.to(device, non_blocking=True)
+        if config.cutmix:
+            classes = self.data.reference.classes or 0
+            x, targets = cutmix(x, targets, classes, index, config.seed, config.cutmix)
+        if self.mine is not None:
+            layout = torch.channels_last  # indexing may not keep it, and the noise of attacks follows the storage order
+            x, targets, index = x[self.mine].contiguous(memory_format=layout), targets[self.mine], index[self.mine]
+        return x, targets, index
+
+    def _attacked(self, x: Tensor) -> Tensor:
+        """The logits that the attack sees: of the network in evaluation mode."""
+        with self._autocast():
+            return self.frozen(x)
+
+    def _step(self, network: nn.Module, step: int, batch: tuple[Tensor, Tensor]) -> Tensor:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * rate_factor(config, step)
+        x, targets, index = self._augmented(step, *batch)
+        inputs = [x]
+        if self.ball is not None:
+            self.frozen.refresh()
+            if config.method == "pgd":
+                inputs = [objectives.pgd_images(self._attacked, x, targets, index, config.seed, self.ball)]
+            else:
+                inputs += [objectives.trades_images(self._attacked, x, index, config.seed, self.ball)]
+        with self._autocast():
+            outputs = network(*inputs)
+        if config.method == "trades":
+            loss = objectives.trades_loss(*outputs, targets, config.beta or 0.0, config.label_smoothing)
+        else:
+            loss = objectives.cross_entropy(outputs[0], targets, config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        average_statistics(self.model, self.ranks)
+        if self.average is not None:
+            self.average.update(self.model, step + 1)
+        with torch.no_grad():
+            labels = targets if targets.dim() == 1 else targets.argmax(1)
+            right = [(logits.argmax(1) == labels).float().mean() for logits in outputs]
+            return torch.stack([loss.detach(), *right])
+
+    @torch.no_grad()
+    def _validate(self, images: ImageSet) -> float:
+        """Accuracy on held-out images, attacked if the training is (by PGD of twice its steps); each rank does its share."""
+        config, ranks = self.config, self.ranks
+        frozen = freeze(self.averaged)
+        attack = None
+        if self.ball is not None:
+            ball = self.ball
+            attack = PGD(ball.norm, ball.eps, seed=config.seed, steps=2 * ball.steps, step_size=ball.step_size)
+
+        def network(x: Tensor) -> Tensor:
+            with self._autocast():
+                return frozen(x).float()
+
+        mine, right = np.arange(ranks.rank, len(images), ranks.world_size), 0
+        for first in range(0, len(mine), config.batch_size):
+            items = mine[first : first + config.batch_size]
+            pixels, labels = read_batch(images, items)
+            assert labels is not None
+            x, y = to_unit(pixels, ranks.device), labels.to(ranks.device)
+            if attack is None:
+                right += int((network(x).argmax(1) == y).sum())
+            else:
+                found = attack.run(network, x, y, torch.from_numpy(items).to(ranks.device))
+                right += int(found.fooled.logical_not().sum())
+        return ranks.mean(right) * ranks.world_size / len(images)
+
+    def _checkpoint(self, step: int) -> None:
+        """Weights if they are the best so far, and the state, last, so that a kill in between repeats this checkpoint."""
+        keep = True
+        if self.data.validation is not None:
+            accuracy = self._validate(self.data.validation)
+            # The later one of equals: the falling rate makes it the better bet.
+            keep = self.best is None or accuracy >= self.best[0]
+            self.best = (accuracy, step) if keep else self.best
+        self.ranks.barrier()
+        if self.ranks.is_first:
+            if keep:
+                save_checkpoint(self.folder, "classifier", self._description(step), self.averaged.state_dict())
+            save_state(self.folder, step, self.facts, self.modules, self.optimizer, {"best": self.best})
+        self.ranks.barrier()
+
+    def _description(self, step: int) -> dict[str, object]:
+        reference = self.data.reference
+        measure = "accuracy" if self.ball is None else "robust_accuracy"
+        return {
+            "name": self.config.model,
+            "shape": list(reference.shape),
+            "classes": reference.classes,
+            "class_names": None if reference.class_names is None else list(reference.class_names),
+            "model": self.model.description,
+            "training": {**self.facts, "steps_done": step},
+            "validation": None
+            if self.best is None
+            else {measure: self.best[0], "count": len(self.data.validation or ())},
+        }
 
 
-def _lr_factor(step: int, steps: int) -> float:
-    """Linear rise over a tenth of the steps, then a cosine to 0."""
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+class _Passes(nn.Module):
+    """Several batches through one network in one call, because DDP takes one forward call a backward call.
+
+    Each batch is normalized by itself in batch norm, as in the training of TRADES that was published.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batches: Tensor) -> list[Tensor]:
+        return [self.model(batch) for batch in batches]
+
+
+def _resolved(config: ClassifierConfig, data: Mixture, device: torch.device) -> ClassifierConfig:
+    """The configuration with what depends on the data, the device or other settings filled in."""
+    shape = data.reference.shape
+    attacks = config.method != "standard"
+    eps = config.radius if attacks else None
+    return dataclasses.replace(
+        config,
+        fraction=data.fraction,
+        model=default_classifier(shape) if config.model == "auto" else config.model,
+        eps=eps,
+        step_size=config.step_size if eps is None or config.step_size is not None else eps / 4,
+        beta=_BETA if config.method == "trades" and config.beta is None else config.beta,
+        warmup=config.warmup if config.warmup is not None else {"cosine": 0.1, "onecycle": 0.3}[config.schedule],
+        crop=config.crop if config.crop is not None else (4 if shape == (32, 32, 3) else 0),
+        flip=flips(config),
+        precision=PRECISION_NAMES[pick_precision(config.precision, device)],
+    )
+
+
+def _optimizer(model: nn.Module, config: ClassifierConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; biases and the weights of batch norm, all of one dimension, do not decay.
+
+    Decay pulls these towards 0 without the effect it has on a convolution before a batch norm, whose scale does not matter
+    (He et al. 2019, "Bag of tricks for image classification", section 3.1).
+    """
+    decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def rate_factor(config: ClassifierConfig, step: int) -> float:
+    """The learning rate of a step (from 0), as a factor on ``lr``.
+
+    cosine: up a straight line in the first ``warmup`` of the steps, then down half a cosine to 0 (Loshchilov and Hutter 2017).
+    onecycle: up half a cosine from 1/25 to 1, then down another to 1/250,000 (Smith and Topin 2018, in the form and with the
+    ends of torch's OneCycleLR, whose changing momentum is left out).
+    """
+    assert config.warmup is not None
+    if config.schedule == "cosine":
+        rise = int(config.warmup * config.steps)
+        if step < rise:
+            return (step + 1) / rise
+        return _half_cosine(1.0, 0.0, (step - rise) / max(1, config.steps - rise))
+    top, last = config.warmup * config.steps - 1, config.steps - 1
+    if step < top:
+        return _half_cosine(1 / 25, 1.0, step / top)
+    return _half_cosine(1.0, 1 / 250_000, (step - top) / max(1, last - top))
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

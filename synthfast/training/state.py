@@ -23,13 +23,14 @@ def save_state(
     config: Mapping[str, Any],
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the weights of ``modules``, the optimizer's tensors, the step and the configuration."""
+    """Write the weights of ``modules``, the optimizer's tensors, the step, the configuration, and notes (JSON values)."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
             tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
-    metadata = {"step": str(step), "config": json.dumps(dict(config))}
+    metadata = {"step": str(step), "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes or {}))}
     save_tensors(folder / STATE_FILE, tensors, metadata)
 
 
@@ -66,6 +67,12 @@ def load_state(
     return metadata["step"]
 
 
+def load_notes(folder: Path) -> dict[str, Any]:
+    """The notes that :func:`save_state` wrote; none where the folder has no state yet."""
+    path = folder / STATE_FILE
+    return _metadata(path)["notes"] if path.exists() else {}
+
+
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
 
@@ -98,8 +105,9 @@ def _metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         step, config = int(metadata["step"]), json.loads(metadata["config"])
-        if step < 0 or not isinstance(config, dict):
+        notes = json.loads(metadata.get("notes", "{}"))
+        if step < 0 or not isinstance(config, dict) or not isinstance(notes, dict):
             raise ValueError(f"step {step}")
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise SynthfastError(f"{path}: not a readable training state ({error}); remove it to start again") from error
-    return {"step": step, "config": config}
+    return {"step": step, "config": config, "notes": notes}

@@ -162,7 +162,7 @@ def test_the_data_are_opened_as_the_options_say(train, tmp_path, monkeypatch):
         calls.append((source, str(options["data_dir"]), options["download"], options["image_size"]))
         return open_images("digits")
 
-    monkeypatch.setattr("synthfast.training.generator.open_images", opened)
+    monkeypatch.setattr("synthfast.training.loop.open_images", opened)
     train(tmp_path, dataset="cifar10", data_dir="there", download=True, image_size=32)
     assert calls == [("cifar10", "there", True, 32)]
     assert load_checkpoint(tmp_path, "diffusion")[0]["training"]["flip"] is True  # the default of photographs

@@ -1,0 +1,203 @@
+"""Real and synthetic images of a classifier's training: which sets, how many of each in a batch, which are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthfast.artifacts import load_tensors, make_checkpoint_folder, save_tensors
+from synthfast.config import ClassifierConfig
+from synthfast.data import ImageSet, ShardSet
+from synthfast.distributed import Ranks
+from synthfast.errors import UsageError
+from synthfast.models.classifiers import load_classifier
+from synthfast.models.frozen import freeze
+from synthfast.training.batches import EpochOrder, read_batch, to_unit
+from synthfast.training.loop import open_in_turn
+
+_HELD_OUT_STREAM = 2**32  # the orders of the sets have the streams 0, 1, ...
+_LABEL_BATCH = 512
+
+
+class Chosen(ImageSet):
+    """Some images of another set, by their indices there (int64 [n]), or with other labels (int64 [n], of these images)."""
+
+    def __init__(
+        self, images: ImageSet, items: np.ndarray, labels: np.ndarray | None = None, classes: int | None = None
+    ) -> None:
+        self._images, self._items = images, items
+        if labels is None:
+            labels, classes = None if images.labels is None else images.labels[items], images.classes
+        super().__init__(images.name, images.shape, len(items), labels, classes, images.class_names)
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return self._images.read(self._items[indices])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a classifier is trained on.
+
+    parts: the sets a batch is drawn from, labelled, with the number of images from each; real ones first.
+    orders: the shuffled passes over each part.
+    validation: real images that no part holds, or None.
+    fraction: share of synthetic images in a batch.
+    facts: what tells whether another run has the same data.
+    """
+
+    parts: tuple[tuple[ImageSet, int], ...]
+    orders: tuple[EpochOrder, ...]
+    validation: ImageSet | None
+    fraction: float
+    facts: dict[str, Any]
+
+    @property
+    def reference(self) -> ImageSet:
+        """A set with the shape and the classes of all."""
+        return self.parts[0][0]
+
+    def read(self, step: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images of a step's batch, which is one part after the other: uint8 [n, H, W, C] and labels int64 [n].
+
+        ``positions``: which of the batch, int64 [n], ascending.
+        """
+        read, first = [], 0
+        for (images, count), order in zip(self.parts, self.orders, strict=True):
+            here = positions[(positions >= first) & (positions < first + count)] - first
+            if len(here):
+                read.append(read_batch(images, order[step * count : (step + 1) * count][here]))
+            first += count
+        return torch.cat([pixels for pixels, _ in read]), torch.cat([labels for _, labels in read])
+
+
+def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
+    """The sets that ``config`` names, checked against each other, with labels and without what is held out.
+
+    Raises UsageError for sets that do not fit each other or the batch, SynthfastError for unreadable data.
+    """
+    fraction, real_share, synthetic_shares = _shares(config)
+    facts: dict[str, Any] = {"data": [], "pseudo_labels": None}
+    parts: list[tuple[ImageSet, int]] = []
+    validation = None
+    if real_share or config.validation:
+        real = open_in_turn(config, ranks)
+        facts["data"].append(real.fingerprint())
+        training, validation = _held_out(real, config)
+        if real_share:
+            parts.append((training, real_share))
+    synthetic = [ShardSet(folder) for folder in config.synthetic[: len(synthetic_shares)]]
+    facts["data"] += [images.fingerprint() for images in synthetic]
+    chosen = [_first_ones(images, config.synthetic_n) for images in synthetic]
+    if config.pseudo_labels is not None and chosen:
+        facts["pseudo_labels"], chosen = _pseudo_labelled(chosen, facts["data"], config, ranks)
+    parts += zip(chosen, synthetic_shares, strict=True)
+    _check_alike([images for images, _ in parts] + ([] if validation is None else [validation]))
+    orders = tuple(EpochOrder(len(images), config.seed, stream) for stream, (images, _) in enumerate(parts))
+    return Mixture(tuple(parts), orders, validation, fraction, facts)
+
+
+def _shares(config: ClassifierConfig) -> tuple[float, int, list[int]]:
+    """The fraction, the number of real images in a batch, and that of each synthetic folder (none if there are none)."""
+    fraction = config.fraction if config.fraction is not None else (0.5 if config.synthetic else 0.0)
+    synthetic = round(fraction * config.batch_size)
+    if (fraction > 0 and synthetic == 0) or (fraction < 1 and synthetic == config.batch_size):
+        raise UsageError(
+            f"--fraction {fraction:g}: {synthetic} of {config.batch_size} images a batch would be synthetic, expected at "
+            "least one of each kind; enlarge --batch-size"
+        )
+    if synthetic == 0:
+        return fraction, config.batch_size, []
+    folders = len(config.synthetic)
+    shares = [synthetic // folders + (k < synthetic % folders) for k in range(folders)]
+    if 0 in shares:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: {folders} synthetic folders share {synthetic} images a batch, "
+            "expected at least one each; enlarge it"
+        )
+    return fraction, config.batch_size - synthetic, shares
+
+
+def _check_alike(sets: list[ImageSet]) -> None:
+    first = sets[0]
+    for images in sets:
+        if images.labels is None:
+            raise UsageError(
+                f"{images.name}: has no labels, training a classifier needs them; choose another source, or give "
+                "--pseudo-labels for synthetic images"
+            )
+        if images.shape != first.shape or images.classes != first.classes:
+            raise UsageError(
+                f"{images.name}: expected images {list(first.shape)} in {first.classes} classes as {first.name} has, "
+                f"found {list(images.shape)} in {images.classes}; choose sets that fit"
+            )
+
+
+def _held_out(images: ImageSet, config: ClassifierConfig) -> tuple[ImageSet, ImageSet | None]:
+    """The images to train on, and the ones held out: a random part that depends on the seed."""
+    if config.validation == 0:
+        return images, None
+    count = round(config.validation * len(images)) if config.validation < 1 else int(config.validation)
+    if not 1 <= count < len(images):
+        raise UsageError(
+            f"--validation {config.validation:g}: {count} of the {len(images)} images of {images.name} would be held out, "
+            "expected at least 1 and not all; change it"
+        )
+    order = EpochOrder(len(images), config.seed, _HELD_OUT_STREAM)[0 : len(images)]
+    return Chosen(images, np.sort(order[count:])), Chosen(images, np.sort(order[:count]))
+
+
+def _first_ones(images: ImageSet, count: int | None) -> ImageSet:
+    if count is None or count == len(images):
+        return images
+    if count > len(images):
+        raise UsageError(f"--synthetic-n {count}: {images.name} holds {len(images)} images; lower it or sample more")
+    return Chosen(images, np.arange(count))
+
+
+def _pseudo_labelled(
+    sets: list[ImageSet], fingerprints: list[str], config: ClassifierConfig, ranks: Ranks
+) -> tuple[str, list[ImageSet]]:
+    """The SHA-256 of the classifier's weights, and the sets, those without labels with the ones it gives."""
+    model, description = load_classifier(config.pseudo_labels, ranks.device)
+    if all(images.labels is not None for images in sets):
+        raise UsageError(f"--pseudo-labels {config.pseudo_labels}: all synthetic folders have labels; leave it out")
+    attacked = freeze(model)
+    labelled = []
+    for number, images in enumerate(sets):
+        if images.labels is None:
+            if list(images.shape) != list(description["shape"]):
+                raise UsageError(
+                    f"--pseudo-labels {config.pseudo_labels}: was trained on images {list(description['shape'])}, "
+                    f"{images.name} has {list(images.shape)}; choose another classifier"
+                )
+            key = hashlib.sha256(repr((description["sha256"], fingerprints, number, len(images))).encode())
+            path = Path(config.out) / f"pseudo-labels-{key.hexdigest()[:16]}.safetensors"
+            labels = _labels(attacked, images, path, ranks)
+            images = Chosen(images, np.arange(len(images)), labels, description["classes"])
+        labelled.append(images)
+    return description["sha256"], labelled
+
+
+def _labels(network: Any, images: ImageSet, path: Path, ranks: Ranks) -> np.ndarray:
+    """The class with the highest logit for each image: int64 [n]; kept in a file, so that a resumed run reads it."""
+    make_checkpoint_folder(path.parent, "classifier")
+    ranks.barrier()
+    if path.exists():
+        return load_tensors(path)["labels"].numpy()
+    labels = torch.full((len(images),), -1)
+    first_ones = range(0, len(images), _LABEL_BATCH)
+    with torch.no_grad():
+        for first in first_ones[ranks.rank :: ranks.world_size]:
+            pixels, _ = read_batch(images, np.arange(first, min(first + _LABEL_BATCH, len(images))))
+            labels[first : first + len(pixels)] = network(to_unit(pixels, ranks.device)).argmax(1).cpu()
+    labels = ranks.maximum(labels)
+    if ranks.is_first:
+        save_tensors(path, {"labels": labels})
+    ranks.barrier()
+    return labels.numpy()
