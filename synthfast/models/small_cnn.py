@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class SmallCNNConfig:
-    """Shape of a :class:`SmallCNN`.
-
-    channels: of the images. classes: number of outputs. widths: channels of each stage; every stage but the first halves
-    the resolution.
-    """
-
-    channels: int
-    classes: int
-    widths: tuple[int, ...] = (32, 64, 128)
+from synthfast.models.classifier_parts import Normalize, activation_module, initialize
 
 
 class SmallCNN(nn.Module):
     """Stages of two 3x3 convolutions with batch norm and ReLU, global average pooling, one linear layer.
 
-    Input: images float [N, C, H, W] in [-1, 1]. Output: logits float [N, classes].
+    Input: images float [N, C, H, W] in [0, 1]. Output: logits float [N, classes].
+
+    Args:
+        channels: of the images.
+        classes: number of outputs.
+        widths: channels of each stage; every stage but the first halves the resolution.
+        activation: "relu" or "swish".
+        mean, std: of the pixels, one number per channel.
     """
 
-    def __init__(self, config: SmallCNNConfig) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        widths: tuple[int, ...] = (32, 64, 128),
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.normalize = Normalize(mean, std)
         layers: list[nn.Module] = []
-        width = config.channels
-        for stage, out in enumerate(config.widths):
+        inputs = channels
+        for stage, outputs in enumerate(widths):
             for stride in (1 if stage == 0 else 2, 1):
-                layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-                width = out
+                layers += [
+                    nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    activation_module(activation),
+                ]
+                inputs = outputs
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(width, config.classes)
-        self.to(memory_format=torch.channels_last)
+        self.head = nn.Linear(inputs, classes)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)))
+        return self.head(self.features(self.normalize(x)).mean((2, 3)))
