@@ -148,7 +148,9 @@ _UNPICKLING_ERRORS = (
 def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict[str, Any]:
     """Read named tensors from safetensors; from a ``.pt``/``.pth``/``.bin`` pickle only with ``allow_pickle``.
 
-    A pickle goes through ``torch.load(weights_only=True)``, which runs no code of the file.
+    A pickle goes through ``torch.load(weights_only=True)``, which runs no code of the file. Where it holds the tensors one
+    level down, as training scripts save them beside other values, they are taken from "state_dict" or "model_state_dict",
+    or from the only entry that is a dictionary of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -167,11 +169,22 @@ def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict
     except _UNPICKLING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SynthfastError(f"{path}: not a file of plain tensors ({reason}); convert it to safetensors") from error
-    if not isinstance(value, dict) or not all(
-        isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
-    ):
-        raise SynthfastError(f"{path}: expected a dictionary of tensors, found {type(value).__name__}")
-    return value
+    if _is_tensors(value):
+        return value
+    nested = {key: item for key, item in value.items() if _is_tensors(item)} if isinstance(value, dict) else {}
+    chosen = [key for key in ("state_dict", "model_state_dict") if key in nested] or list(nested)
+    if len(chosen) != 1:
+        found = f"several ({', '.join(map(repr, chosen))})" if chosen else type(value).__name__
+        raise SynthfastError(f"{path}: expected a dictionary of tensors, found {found}; save the weights alone")
+    return dict(nested[chosen[0]])
+
+
+def _is_tensors(value: object) -> bool:
+    import torch
+
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

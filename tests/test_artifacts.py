@@ -301,6 +301,34 @@ def test_a_pickle_of_something_else_is_refused(tmp_path, value):
     assert "expected a dictionary of tensors" in one_line(load_tensors, tmp_path / "x.pt", allow_pickle=True)
 
 
+WEIGHTS = {"w": torch.ones(2), "b": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"state_dict": WEIGHTS, "epoch": 3},
+        {"model_state_dict": WEIGHTS, "unaveraged_model_state_dict": {"w": torch.zeros(2)}},
+        {"last": WEIGHTS, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "step": torch.ones(1)},
+    ],
+)
+def test_weights_one_level_down_in_a_pickle_are_found(tmp_path, value):
+    torch.save(value, tmp_path / "x.pt")
+    loaded = load_tensors(tmp_path / "x.pt", allow_pickle=True)
+    assert list(loaded) == ["w", "b"] and torch.equal(loaded["w"], WEIGHTS["w"])
+
+
+def test_weights_that_could_be_either_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"last": WEIGHTS, "best": WEIGHTS}, path)
+    message = one_line(load_tensors, path, allow_pickle=True)
+    assert message == f"{path}: expected a dictionary of tensors, found several ('last', 'best'); save the weights alone"
+    torch.save({"outer": {"state_dict": WEIGHTS}}, path)
+    assert "expected a dictionary of tensors, found dict" in one_line(load_tensors, path, allow_pickle=True)
+    torch.save({"state_dict": {}}, path)
+    assert "expected a dictionary of tensors, found dict" in one_line(load_tensors, path, allow_pickle=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"garbage"])
 def test_a_broken_pickle_is_one_line(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
