@@ -71,15 +71,20 @@ def default_stem_stride(height: int, width: int) -> int:
     return 1 if longer < 64 else 2 if longer < 128 else 4
 
 
-def initialize(model: nn.Module) -> None:
-    """Initial weights from torch's global generator, and channels_last.
+def initialize(model: nn.Module, device: torch.device) -> None:
+    """Give a model that was made on the meta device its initial weights, from torch's global generator, in channels_last.
 
     Convolutions: normal, variance 2 / (outputs * kernel area), that is Kaiming normal with fan-out (He et al. 2015), as
     Wide ResNets and TRADES start. Batch norm: 1 and 0. Linear: torch's default (uniform within 1 / sqrt(inputs)), bias 0.
     """
     for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+            module.to_empty(device=device, recurse=False)
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
         elif isinstance(module, nn.Linear):
+            module.reset_parameters()
             nn.init.zeros_(module.bias)
     model.to(memory_format=torch.channels_last)

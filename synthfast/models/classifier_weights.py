@@ -114,8 +114,7 @@ def read_published_weights(tensors: Mapping[str, Tensor], path: object) -> Publi
         name, head = _wide_name(tensors), "fc.weight"
     elif kind == "small-cnn":
         name, stem, head = "small-cnn", anchor, "head.weight"
-        convolutions = [tensor for key, tensor in tensors.items() if key.startswith("features.") and tensor.dim() == 4]
-        details["widths"] = [len(tensor) for tensor in convolutions[::2]]
+        details["widths"] = _small_cnn_widths(tensors)
     elif kind == "resnet" and "bn1.weight" in tensors:
         name = _resnet_name(tensors)
     else:
@@ -206,3 +205,10 @@ def _preact_variant(tensors: Mapping[str, Tensor]) -> str:
     if shortcut is not None and shortcut.dim() == 4 and shortcut.shape[2] == 3:
         return "deepmind"
     return "final-norm" if "bn.weight" in tensors else "plain"
+
+
+def _small_cnn_widths(tensors: Mapping[str, Tensor]) -> list[int]:
+    # Two convolutions a stage, each followed by a batch norm and an activation: 0 and 3, 6 and 9, ...
+    numbers = sorted(int(key.split(".")[1]) for key in tensors if re.fullmatch(r"features\.\d+\.weight", key))
+    convolutions = [tensor for number in numbers if (tensor := tensors[f"features.{number}.weight"]).dim() == 4]
+    return [len(tensor) for tensor in convolutions[::2]]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from synthfast.artifacts import load_checkpoint, load_tensors
 from synthfast.errors import SynthfastError, UsageError
-from synthfast.models.classifier_parts import default_stem_stride
+from synthfast.models.classifier_parts import default_stem_stride, initialize
 from synthfast.models.classifier_weights import matrix_size, read_published_weights, unwrap_network
 from synthfast.models.preact_resnet import PREACT_VARIANTS, PreActResNet
 from synthfast.models.resnet import RESNET_BLOCKS, ResNet
@@ -111,6 +111,16 @@ def build_classifier(description: Mapping[str, Any]) -> nn.Module:
     Raises UsageError in one line for a description that is not one.
     """
     _check_description(description)
+    if _kind(description["name"]).family == "timm":
+        return _bare_network(description)
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        model = _bare_network(description)
+    initialize(model, device)
+    return model
+
+
+def _bare_network(description: Mapping[str, Any]) -> nn.Module:
     kind = _kind(description["name"])
     shape, classes = tuple(description["shape"]), description["classes"]
     pixels = {key: tuple(float(value) for value in description[key]) for key in ("mean", "std")}
@@ -245,10 +255,10 @@ def _with_weights(description: Mapping[str, Any], tensors: Mapping[str, Tensor])
     _check_description(description)
     if _kind(description["name"]).family == "timm":
         with torch.random.fork_rng(devices=[]):
-            model = build_classifier(description)
+            model = _bare_network(description)
     else:
         with torch.device("meta"):  # neither time nor random numbers for weights that are replaced
-            model = build_classifier(description)
+            model = _bare_network(description)
     expected = model.state_dict()
     counters = {key for key in expected if key.endswith("num_batches_tracked")}  # absent from old files, and not used
     tensors = {**dict.fromkeys(counters, torch.tensor(0)), **tensors}
@@ -297,7 +307,7 @@ def _kind(name: object) -> _Kind:
         return _Kind("timm")
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
-        raise UsageError(f"{name}: no classifier has this name; expected {CLASSIFIER_NAMES}")
+        raise UsageError(f"{str(name)!r:.80}: no classifier has this name; expected {CLASSIFIER_NAMES}")
     small, resnet, resnet_depth, _, depth, width, swish = match.groups()
     activation = "swish" if swish else "relu"
     if small:

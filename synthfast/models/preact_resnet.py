@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from synthfast.models.classifier_parts import Normalize, SamePad, activation_module, conv3x3, initialize, stem_pool
+from synthfast.models.classifier_parts import Normalize, SamePad, activation_module, conv3x3, stem_pool
 from synthfast.models.resnet import RESNET_BLOCKS, RESNET_WIDTHS
 
 PREACT_VARIANTS = ("final-norm", "plain", "deepmind")
@@ -88,7 +88,6 @@ class PreActResNet(nn.Module):
             self.bn = nn.BatchNorm2d(inputs)
             self.activation = activation_module(activation)
         self.linear = nn.Linear(inputs, classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.pool(self.conv1(self.normalize(x)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from synthfast.models.classifier_parts import Normalize, activation_module, conv3x3, initialize, stem_pool
+from synthfast.models.classifier_parts import Normalize, activation_module, conv3x3, stem_pool
 
 # Depth to the number of blocks in each of the four stages.
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -70,7 +70,6 @@ class ResNet(nn.Module):
                 inputs = outputs
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.linear = nn.Linear(inputs, classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.pool(self.activation(self.bn1(self.conv1(self.normalize(x)))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from synthfast.models.classifier_parts import Normalize, activation_module, initialize
+from synthfast.models.classifier_parts import Normalize, activation_module
 
 
 class SmallCNN(nn.Module):
@@ -44,7 +44,6 @@ class SmallCNN(nn.Module):
                 inputs = outputs
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(self.normalize(x)).mean((2, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from synthfast.models.classifier_parts import Normalize, SamePad, activation_module, conv3x3, initialize, stem_pool
+from synthfast.models.classifier_parts import Normalize, SamePad, activation_module, conv3x3, stem_pool
 
 WIDE_VARIANTS = ("trades", "deepmind")
 
@@ -89,7 +89,6 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.activation = activation_module(activation)
         self.fc = nn.Linear(widths[3], classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.pool(self.conv1(self.normalize(x)))
