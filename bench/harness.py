@@ -44,6 +44,7 @@ class Case:
         check: raises AssertionError unless the variants agree; called once before timing.
         bytes_moved: memory traffic of the fused operation, for the bandwidth column; None where it means nothing.
         items, unit: work done by one call, such as 256 images; None to report milliseconds only.
+        warm: the check calls every variant, and a call takes seconds: there is no further warm-up.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     bytes_moved: int | None = None
     items: int | None = None
     unit: str = "images"
+    warm: bool = False
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -80,7 +82,7 @@ def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> dict[s
         "benchmark": name,
         "device": options.device,
         "environment": {**environment(), "cpu_capability": ops.cpu_capability(), "build": ops.build_facts()},
-        "commit": _commit(),
+        "commit": commit(),
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "peak_memory_bytes": _peak_memory(options.device),
@@ -109,6 +111,9 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
+        if case.warm:
+            repeats[name] = 1
+            continue
         warm_up: list[float] = []  # the first may still load something, so it does not count alone
         while len(warm_up) < 2 or (len(warm_up) < 4 and sum(warm_up) < 1):
             warm_up.append(timer(function, 1))
@@ -220,7 +225,7 @@ def _peak_memory(device: str) -> dict[str, int]:
     return peak
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the working tree, with "-dirty" if files other than results were changed; "unknown" without git."""
     here = Path(__file__).parent.parent
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def inflection(config: InflectionConfig) -> None:
     from synthfast.evaluation.inflection import Progress, inflection_result, table, verdict
     from synthfast.report.figures import inflection_figure
 
-    start = time.perf_counter()
     with Ranks(config.device) as ranks, Bar("inflection") as bar:
 
         def show(progress: Progress) -> None:
@@ -37,7 +35,6 @@ def inflection(config: InflectionConfig) -> None:
         result = inflection_result(config, ranks, show)
     if not ranks.is_first:
         return
-    result["seconds"] = round(time.perf_counter() - start, 3)
     out = Path(config.out)
     atomic_write_json(out / "result.json", result)
     try:

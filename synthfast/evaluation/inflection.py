@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from synthfast.artifacts import atomic_write_json, read_json
-from synthfast.config import ClassifierConfig, InflectionConfig
+from synthfast.config import ClassifierConfig, InflectionConfig, make_config, read_toml
 from synthfast.data import ImageSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
+from synthfast.evaluation.result import result_json
 from synthfast.evaluation.robust import attack_facts, run_attacks, scores
 from synthfast.evaluation.score import check_fits, make_attacks
 from synthfast.models.classifiers import load_classifier
@@ -28,6 +30,8 @@ from synthfast.models.frozen import freeze
 from synthfast.training import train_classifier
 
 SCORE_FILE = "score.json"
+_PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")
+_FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
 _METRICS = ("accuracy", "robust_accuracy")
 
 
@@ -93,10 +97,10 @@ class Plan:
                     yield Run(method, count, seed)
 
 
-def inflection(
+def inflection_result(
     config: InflectionConfig, ranks: Ranks, report: Callable[[Progress], None] | None = None
 ) -> dict[str, Any]:
-    """Train and test every classifier of the plan, and compare.
+    """Train and test every classifier of the plan, and compare: the result of ``synthfast inflection`` as JSON values.
 
     Each run has a folder of its own below ``config.out`` with its checkpoint and ``score.json``; what is there is not done
     again, and a run that was interrupted goes on.
@@ -107,54 +111,69 @@ def inflection(
         report: called on rank 0.
 
     Returns:
-        ``metrics``, ``runs`` and ``curves`` of the result format (see :func:`compare`) and ``inputs``, the sets by role.
+        The result format with ``metrics``, ``curves`` and ``runs`` as :func:`compare` gives them.
 
     Raises:
         UsageError: options that do not fit each other or the data.
         SynthfastError: as in training and scoring.
     """
-    base = base_config(config)
-    data_dir = Path(config.data_dir)
-    test = open_images(config.test, data_dir=data_dir, image_size=base.image_size)
+    start = time.perf_counter()
+    test = open_images(config.test, data_dir=Path(config.data_dir), image_size=config.image_size)
     if test.labels is None:
         raise UsageError(f"--test {config.test}: has no labels, expected some; choose another source")
     synthetic = [open_images(folder) for folder in config.synthetic]
     plan = Plan.of(config, min(len(images) for images in synthetic))
+    settings = {method: training_settings(config, method) for method in plan.methods}
     runs = list(plan.runs())
     results: dict[Run, dict[str, Any]] = {}
     for number, run in enumerate(runs, start=1):
 
         def tell(doing: str, run: Run = run, number: int = number) -> None:
-            if report is not None:
+            if report is not None and ranks.is_first:
                 report(Progress(run, number, len(runs), doing))
 
-        results[run] = _train_and_test(config, base, run, test, ranks, tell)
-    return {**compare(results), "inputs": {"test": test, **{f"synthetic {k}": s for k, s in enumerate(synthetic)}}}
+        results[run] = _train_and_test(config, settings[run.method], run, test, ranks, tell)
+    inputs = {"test": test, **{f"synthetic {number}": images for number, images in enumerate(synthetic, start=1)}}
+    decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+    decisive["training"] = {
+        method: {k: v for k, v in dataclasses.asdict(each).items() if k not in (*_PER_RUN, *_FREE)}
+        for method, each in settings.items()
+    }
+    return result_json("inflection", decisive, inputs, compare(results), time.perf_counter() - start)
 
 
-def base_config(config: InflectionConfig) -> ClassifierConfig:
-    """The training settings that all runs share."""
-    raise NotImplementedError
+def training_settings(config: InflectionConfig, method: str) -> ClassifierConfig:
+    """The settings of the runs of one method with synthetic images; seed, folder and number of images are the run's own."""
+    values = {} if config.train is None else read_toml(config.train)
+    for name in _PER_RUN:
+        if name in values:
+            raise UsageError(f"{config.train}: {name}: is set by synthfast inflection for each run; remove it")
+    for name in ("dataset", "recipe", "model", "steps", "batch_size", "fraction", "image_size", "data_dir", "device"):
+        if (value := getattr(config, name)) is not None:
+            values[name] = value
+    values |= {"method": method, "norm": config.norm, "synthetic": config.synthetic}
+    if method == "standard":
+        for name in ("eps", "step_size"):
+            values.pop(name, None)
+    else:
+        values["eps"] = config.radius
+    if method != "trades":
+        values.pop("beta", None)
+    return make_config(ClassifierConfig, values, config.train or "")
 
 
 def _train_and_test(
     config: InflectionConfig,
-    base: ClassifierConfig,
+    settings: ClassifierConfig,
     run: Run,
     test: ImageSet,
     ranks: Ranks,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     folder = Path(config.out) / run.name
-    training = dataclasses.replace(
-        base,
-        method=run.method,
-        seed=run.seed,
-        synthetic=config.synthetic if run.synthetic else (),
-        synthetic_n=run.synthetic or None,
-        fraction=base.fraction if run.synthetic else None,
-        out=str(folder),
-    )
+    training = dataclasses.replace(settings, seed=run.seed, out=str(folder), synthetic_n=run.synthetic or None)
+    if not run.synthetic:
+        training = dataclasses.replace(training, synthetic=(), fraction=None, pseudo_labels=None)
     train_classifier(training, ranks, lambda p: tell(f"training, step {p.step:,} of {p.steps:,}, loss {p.loss:.3f}"))
     model, description = load_classifier(folder, ranks.device)
     check_fits(test, description, str(folder))
