@@ -80,13 +80,10 @@ def open_inputs(config: AccuracyConfig | RobustConfig, ranks: Ranks) -> tuple[nn
     images = open_images(config.dataset, data_dir=Path(config.data_dir), image_size=config.image_size)
     if images.labels is None:
         raise UsageError(f"{images.name}: has no labels, accuracy needs them; choose another source")
+    # A folder knows what its images are, and check_fits compares; a file takes those that it is tested on.
+    shape = None if path.is_dir() else images.shape
     model, description = load_classifier(
-        path,
-        ranks.device,
-        model=config.model,
-        shape=images.shape,
-        classes=images.classes,
-        allow_pickle=config.allow_pickle,
+        path, ranks.device, model=config.model, shape=shape, allow_pickle=config.allow_pickle
     )
     check_fits(images, description, str(path))
     return model, images, path / CHECKPOINT_WEIGHTS if path.is_dir() else path
@@ -113,7 +110,7 @@ def make_attacks(config: Any, classes: int) -> list[tuple[str, attacks.Attack]]:
         eps=eps,
         seed=config.seed,
         steps=config.attack_steps,
-        step_size=eps / 4 if config.step_size is None else config.step_size,
+        step_size=(eps / 4 or None) if config.step_size is None else config.step_size,
         restarts=config.restarts,
     )
     return [(f"pgd-{config.attack_steps}", pgd)]

@@ -34,7 +34,13 @@ def test_the_result_has_every_part_and_is_what_json_prints(cli, classifier, tmp_
     assert json.loads(file.read_text()) == result and [path.name for path in tmp_path.iterdir()] == ["result.json"]
     assert list(result) == ["format", "command", "config", "environment", "inputs", "metrics", "groups", "seconds"]
     assert (result["format"], result["command"]) == (1, "score accuracy")
-    assert result["config"] == {"classifier": str(classifier), "dataset": "digits:test"}
+    assert result["config"] == {
+        "classifier": str(classifier),
+        "model": None,
+        "dataset": "digits:test",
+        "n": None,
+        "image_size": None,
+    }
     assert {"synthfast": __version__}.items() <= result["environment"].items()
     assert {"python", "torch", "numpy", "platform", "cpu", "cores", "threads", "gpus"} <= set(result["environment"])
     weights = classifier / "model.safetensors"
