@@ -25,7 +25,7 @@ def gather_augment(
 
     Args:
         images: uint8 [M, H, W, C], contiguous, H W C <= 2^30. It may be memory-mapped and of any size; it is never copied.
-        items: int64 [N] on the device of ``images``, in [0, M): which images. Another value is an error on the CPU; on CUDA, where
+        items: int64 [N] on the device of ``images``, in [0, M): which images. Others are an error on the CPU; on CUDA, where
             it could not be reported without waiting for the GPU, its sample becomes NaN.
         index: int64 [N] on the same device: keys of the randomness, such as the samples' positions in the run.
         seed: key of the run, in [-2^63, 2^63).
