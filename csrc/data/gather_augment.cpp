@@ -1,5 +1,5 @@
-// gather_augment on the CPU. Rows of the crop are put together as bytes in a tile, then the tile is converted in one run: copies
-// and shuffles of bytes are cheap, and the conversion has no short pieces.
+// gather_augment on the CPU. Rows of the crop are put together as bytes in a tile, then the tile is converted in one run:
+// copies and shuffles of bytes are cheap, and the conversion has no short pieces.
 #include "gather_augment.h"
 
 #include <torch/csrc/stable/library.h>
@@ -22,7 +22,8 @@ constexpr int64_t kTileBytes = 8192;      // stays in the first-level cache
 constexpr int64_t kTileSlack = 16;        // a mirrored row may be followed by that many bytes less one
 constexpr int64_t kPrefetchBytes = 4096;  // of the next image; of larger ones the processor follows the rows
 
-// What from_float<T>(unit_from_byte(byte)) gives, in fewer steps: nothing here is negative, infinite, NaN or subnormal.
+// What from_float<T>(unit_from_byte(byte)) gives, in fewer steps: nothing here is negative, infinite, NaN or subnormal,
+// or half-way between two values of T.
 template <typename T>
 SF_HD T unit_as(uint8_t byte);
 
@@ -34,13 +35,13 @@ SF_HD float unit_as<float>(uint8_t byte) {
 template <>
 SF_HD bfloat16 unit_as<bfloat16>(uint8_t byte) {
   const uint32_t bits = bits_from_float(unit_from_byte(byte));
-  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+  return {static_cast<uint16_t>((bits + 0x8000u) >> 16)};
 }
 
 template <>
 SF_HD float16 unit_as<float16>(uint8_t byte) {
   const uint32_t bits = bits_from_float(unit_from_byte(byte) * 0x1p-112f);  // the exponent of a float16, zero stays zero
-  return {static_cast<uint16_t>((bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
+  return {static_cast<uint16_t>((bits + 0x1000u) >> 13)};
 }
 
 template <typename T>
@@ -94,8 +95,8 @@ SF_HD void mirror(const uint8_t* bytes, uint8_t* out, int64_t n, int64_t channel
   mirror_plain(bytes, out, n, channels);
 }
 
-// Where the bytes of output columns [x0, x1) of a row lie: `n` bytes at `from` in the image's row go to `to` in the output's
-// piece, what is left of the piece is padding.
+// Where the bytes of output columns [x0, x1) of a row lie: `n` bytes at `from` in the image's row go to `to` in the
+// piece of the output; what is left of the piece is padding.
 struct Span {
   int64_t from, to, n;
 };
@@ -104,8 +105,8 @@ SF_HD Span span_of(int64_t x0, int64_t x1, const ImageShape& shape, const Crop& 
   const int64_t first = crop.flip ? shape.width - x1 : x0, last = first + x1 - x0;  // columns of the crop
   const int64_t inside = std::clamp<int64_t>(-crop.right, first, last);
   const int64_t outside = std::clamp<int64_t>(shape.width - crop.right, first, last);
-  return {(inside + crop.right) * shape.channels, (crop.flip ? last - outside : inside - first) * shape.channels,
-          (outside - inside) * shape.channels};
+  const int64_t before = crop.flip ? last - outside : inside - first;
+  return {(inside + crop.right) * shape.channels, before * shape.channels, (outside - inside) * shape.channels};
 }
 
 // Rows [y0, y1) of one sample.

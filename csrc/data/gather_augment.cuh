@@ -1,5 +1,5 @@
-// The CUDA kernel of gather_augment. A thread writes up to kGatherPasses chunks of 16 bytes of one sample, as far apart as the
-// sample has threads: neighbours write neighbouring chunks, and the draw of the crop is shared by all chunks of a thread.
+// The CUDA kernel of gather_augment. A thread writes up to kGatherPasses chunks of 16 bytes of one sample, as far apart as
+// the sample has threads: neighbours write neighbouring chunks, and a thread draws the crop once for all of its chunks.
 #pragma once
 #include "../common/kernel.cuh"
 #include "gather_augment.h"
@@ -20,8 +20,9 @@ Chunks gather_threads(int64_t samples, const ImageShape& shape) {
 // An item outside [0, count) cannot be reported from here, so the whole sample becomes NaN.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kBlockThreads)
-    gather_augment_cuda_kernel(const uint8_t* __restrict__ images, int64_t count, const int64_t* items, const int64_t* index,
-                               T* out, Chunks threads, ImageShape shape, int32_t padding, bool flip, PhiloxDraw draw) {
+    gather_augment_cuda_kernel(const uint8_t* __restrict__ images, int64_t count, const int64_t* items,
+                               const int64_t* index, T* out, Chunks threads, ImageShape shape, int32_t padding, bool flip,
+                               PhiloxDraw draw) {
   constexpr int kCount = kGatherChunk<T>;
   // One image has at most 2^30 elements.
   const int32_t height = static_cast<int32_t>(shape.height), width = static_cast<int32_t>(shape.width);
@@ -44,9 +45,9 @@ __global__ void __launch_bounds__(kBlockThreads)
       int32_t channel = static_cast<int32_t>(in_row) - x * channels;
       float values[kCount];
       SF_UNROLL
-      for (int k = 0; k < kCount; ++k) {
+      for (int k = 0; k < kCount; ++k) {  // beyond `valid` too, where nothing outside the image is read
         const int32_t from_y = y + crop.down, from_x = (crop.flip ? width - 1 - x : x) + crop.right;
-        const bool inside = from_y >= 0 && from_y < height && from_x >= 0 && from_x < width && (kAligned || k < valid);
+        const bool inside = from_y >= 0 && from_y < height && from_x >= 0 && from_x < width;
         values[k] = 0.0f;
         if (inside && exists) values[k] = unit_from_byte(image[(from_y * width + from_x) * channels + channel]);
         if (!exists) values[k] = float_from_bits(0x7fc00000u);

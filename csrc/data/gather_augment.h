@@ -38,8 +38,8 @@ SF_HD int32_t draw_below(uint32_t word, uint32_t count) {
   return static_cast<int32_t>(static_cast<uint64_t>(word >> 8) * count >> 24);
 }
 
-// Block 0 of the sample: word 0 gives the crop's first row in the padded image, word 1 its first column, word 2's upper bit
-// whether it is mirrored (0: yes).
+// Block 0 of the sample: word 0 gives the crop's first row in the padded image, word 1 its first column, the upper bit of
+// word 2 whether it is mirrored (0: yes).
 SF_HD Crop draw_crop(PhiloxDraw draw, int64_t index, int32_t padding, bool flip) {
   if (padding == 0 && !flip) return {0, 0, false};
   const PhiloxWords words = draw.words(index, 0);

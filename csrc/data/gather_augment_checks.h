@@ -32,10 +32,11 @@ Tensor gather_augment(const Tensor& images, const Tensor& items, const Tensor& i
   const ImageShape shape{images.size(1), images.size(2), images.size(3)};
   STD_TORCH_CHECK(shape.elements() <= kMaxImage && (shape.elements() > 0 || shape.height <= kMaxImage), op,
                   ": an image may have 2^30 bytes at most; got images ", describe(images));
+  const int64_t sizes[4] = {items.size(0), shape.height, shape.width, shape.channels};
   GatherAugmentArguments a{images,
                            torch::stable::contiguous(items),
                            torch::stable::contiguous(index),
-                           torch::stable::new_empty(images, {items.size(0), shape.height, shape.width, shape.channels}, type),
+                           torch::stable::new_empty(images, sizes, type),
                            shape,
                            static_cast<int32_t>(padding),
                            flip,

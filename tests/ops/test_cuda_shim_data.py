@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synthfast import ops
+from synthfast.ops import reference_data as reference
 
 SHIM = Path(__file__).parent.parent / "shim" / "data.cpp"
 FORWARD, REVERSE, RANDOM = range(3)
@@ -103,6 +104,29 @@ def test_every_byte(shim, same_bits, dtype):
         gather_augment(shim, images, zero, zero, 0, dtype=dtype),
         ops.gather_augment(images, zero, zero, 0, dtype=dtype),
     )
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4, 1000, 2**22, 2**23 - 1])
+def test_crops(shim, generator, padding):
+    """All 24 bits of the words count where the padding is large, and the last offset is reached but not passed."""
+    n, seed = 100_000, -(2**62) + 7
+    index = torch.randint(-(2**62), 2**62, (n,), generator=generator)
+    top, left, flip = (
+        torch.empty(n, dtype=torch.int64),
+        torch.empty(n, dtype=torch.int64),
+        torch.empty(n, dtype=torch.bool),
+    )
+    shim.draw_crops(
+        address(index),
+        *(ctypes.c_int64(value) for value in (n, seed)),
+        ctypes.c_int32(padding),
+        *map(address, (top, left, flip)),
+    )
+    expected = reference.draw_crops(index, seed, padding, True)
+    assert all(torch.equal(*pair) for pair in zip((top, left, flip), expected, strict=True))
+    for offsets in (top, left):
+        assert offsets.min() >= 0 and offsets.max() <= 2 * padding
+        assert offsets.max() >= 1.999 * padding and offsets.min() <= 0.001 * padding
 
 
 def test_grid_and_thread_order(shim, generator, same_bits, dtype):

@@ -46,3 +46,14 @@ void gather_augment(const uint8_t* images, int64_t count, const int64_t* items, 
 PER_TYPE(float32, float)
 PER_TYPE(bfloat16, bfloat16)
 PER_TYPE(float16, float16)
+
+// The crops alone, which images of a reasonable size cannot show where the padding is large.
+extern "C" void draw_crops(const int64_t* index, int64_t samples, int64_t seed, int32_t padding, int64_t* top, int64_t* left,
+                           bool* flip) {
+  for (int64_t n = 0; n < samples; ++n) {
+    const Crop crop = draw_crop({philox_key(seed), kAugmentStreamStep}, index[n], padding, true);
+    top[n] = crop.down + padding;
+    left[n] = crop.right + padding;
+    flip[n] = crop.flip;
+  }
+}
