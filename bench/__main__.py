@@ -11,7 +11,7 @@ import sys
 
 from bench import harness
 
-OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8")
+OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8", "gather_augment")
 PIPELINES = ("sample",)
 
 

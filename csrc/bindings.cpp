@@ -14,6 +14,11 @@ STABLE_TORCH_LIBRARY(synthfast, m) {
       "solver_step_(Tensor(a!) x, Tensor model_output, Tensor coefficients, Tensor index, SymInt seed, SymInt step, "
       "Tensor? unconditional=None, Tensor(b!)? history=None) -> ()");
   m.def("quantize_uint8(Tensor x) -> Tensor");
+
+  // data
+  m.def(
+      "gather_augment(Tensor images, Tensor items, Tensor index, SymInt seed, SymInt padding, bool flip, "
+      "ScalarType dtype) -> Tensor");
 }
 
 namespace {
