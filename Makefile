@@ -49,7 +49,8 @@ EXTRA_TEST := import importlib.metadata as m; \
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@$(BIN)/python -c '$(EXTRA_TEST)' | xargs -d '\n' $(BIN)/python -m pip install --quiet
-	@$(BIN)/python -m pip install --quiet --no-deps "robustbench==1.1.1"  # read for its architectures, never imported
+	@# Peers that the tests compare with, without their requirements: they pin old versions of what is here already.
+	@$(BIN)/python -m pip install --quiet --no-deps "robustbench==1.1.1" "torchattacks==3.5.1"
 	@touch $@
 
 clean:
