@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from synthfast import ops
-from synthfast.attacks import APGD
+from synthfast.attacks import APGD, losses
 from synthfast.attacks.apgd import checkpoints
 
 EPS = {"linf": 0.12, "l2": 0.65}
@@ -40,13 +41,21 @@ class Valley:
         return torch.stack([torch.ones_like(height), height], 1)
 
 
+class Call(NamedTuple):
+    step_size: torch.Tensor
+    momentum: torch.Tensor
+    x: torch.Tensor
+    previous: torch.Tensor
+    gradient: torch.Tensor
+
+
 def recorded(monkeypatch):
-    """What each call of the operation was given: step sizes, momenta, the iterate."""
+    """What each call of the operation was given: step sizes, momenta, the iterate, the one before, its gradient."""
     calls = []
     real = ops.apgd_step_
 
     def spy(previous, x, gradient, origin, eps, step_size, momentum, norm):
-        calls.append((step_size.clone(), momentum.clone(), x.clone(), previous.clone()))
+        calls.append(Call(step_size.clone(), momentum.clone(), x.clone(), previous.clone(), gradient.clone()))
         return real(previous, x, gradient, origin, eps, step_size, momentum, norm)
 
     monkeypatch.setattr(ops, "apgd_step_", spy)
@@ -58,7 +67,7 @@ def test_steps_halve_at_checkpoints_where_the_loss_swings(monkeypatch):
     calls = recorded(monkeypatch)
     x, y = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
     result = APGD("linf", 0.25, steps=100).run(Valley(), x, y)
-    sizes = torch.stack([size for size, _, _, _ in calls])
+    sizes = torch.stack([call.step_size for call in calls])
     assert len(calls) == 100
     assert torch.equal(sizes[:22], torch.full((22, 4), 0.5))
     changed = (sizes[1:] != sizes[:-1]).any(1).nonzero()[:, 0] + 1
@@ -67,11 +76,14 @@ def test_steps_halve_at_checkpoints_where_the_loss_swings(monkeypatch):
     assert ratios.unique().tolist() == [0.5, 1.0] and sizes[-1].max() < 0.01
     # At a checkpoint that halved, the step starts from the best iterate so far.
     for k in (22, 41, 57):
-        iterates = torch.stack([images for _, _, images, _ in calls[: k + 1]]).flatten(2).mean(2)
+        iterates = torch.stack([call.x for call in calls[: k + 1]]).flatten(2).mean(2)
         best = (iterates[:-1] - 0.6).abs().amin(0)
         halved = sizes[k] < sizes[k - 1]
         assert halved.any()
         torch.testing.assert_close((iterates[-1] - 0.6).abs()[halved], best[halved], rtol=0, atol=1e-6)
+        # Its gradient comes back with it: every pixel points to the ridge.
+        up = (0.6 - iterates[-1]).sign()[halved]
+        assert torch.equal(calls[k].gradient.sign().flatten(1)[halved], up[:, None].expand(-1, 4))
     torch.testing.assert_close(result.images.flatten(1).mean(1), torch.full((4,), 0.6), rtol=0, atol=5e-3)
 
 
@@ -92,7 +104,7 @@ def halvings(monkeypatch, margin):
     calls = recorded(monkeypatch)
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64)
     APGD("linf", 0.1).run(Scripted(margin), x, y)
-    sizes = torch.cat([size for size, _, _, _ in calls])
+    sizes = torch.cat([call.step_size for call in calls])
     assert len(sizes) == 100 and sizes[0].item() == pytest.approx(0.2)
     return ((sizes[1:] != sizes[:-1]).nonzero()[:, 0] + 1).tolist()
 
@@ -132,8 +144,8 @@ def test_momentum_begins_with_the_second_step(monkeypatch):
     calls = recorded(monkeypatch)
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
     APGD("l2", 0.1, steps=4).run(Valley(), x, y)
-    assert [momentum.unique().tolist() for _, momentum, _, _ in calls] == [[1.0], [0.75], [0.75], [0.75]]
-    assert torch.equal(calls[2][3], calls[1][2])  # what was the iterate is the one before
+    assert [call.momentum.unique().tolist() for call in calls] == [[1.0], [0.75], [0.75], [0.75]]
+    assert torch.equal(calls[2].previous, calls[1].x)  # what was the iterate is the one before
 
 
 def test_reaches_the_best_point_for_two_linear_classes(draw_linear, norm):
@@ -166,6 +178,23 @@ def test_an_image_that_holds_costs_one_gradient_a_step(network, digits):
     assert not result.fooled.any()
     assert result.gradients == 10 * 7 * 3 * 2
     assert result.queries == 10 * (8 * 3 * 2 + 1 + 1 + 1)  # before, for the targets, judging
+
+
+def test_every_target_has_its_restarts(monkeypatch, network, digits):
+    x = digits.x[:5]
+    logits = network(x).detach()
+    seen = []
+    real = losses.dlr_targeted
+
+    def spy(logits, y, target):
+        seen.append(target.tolist())
+        return real(logits, y, target)
+
+    monkeypatch.setattr(losses, "dlr_targeted", spy)
+    result = APGD("linf", 1e-4, steps=1, loss="dlr", targets=3, restarts=2).run(network, x, logits.argmax(1))
+    assert not result.fooled.any()
+    second, third, fourth = (logits.sort(dim=1, descending=True).indices[:, k].tolist() for k in (1, 2, 3))
+    assert seen == 4 * [second] + 4 * [third] + 4 * [fourth]  # at the start and after the step of two runs each
 
 
 def torchattacks_robust(network, x, y, norm, **options):
