@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthfast.config import ClassifierConfig, GeneratorConfig, SampleConfig, make_config, read_toml, to_toml, tomllib
+from synthfast.config import (
+    RECIPES,
+    ClassifierConfig,
+    GeneratorConfig,
+    SampleConfig,
+    for_method,
+    make_config,
+    read_toml,
+    recipe_values,
+    to_toml,
+    tomllib,
+)
 from synthfast.errors import UsageError
 
 STAGES = (SampleConfig, GeneratorConfig, ClassifierConfig)
@@ -50,6 +61,27 @@ BAD_VALUES = [
     (ClassifierConfig, "fraction", math.nan),
     (ClassifierConfig, "fraction", 0.5),  # without synthetic folders
     (ClassifierConfig, "seed", -(2**64)),
+    (ClassifierConfig, "attack_steps", 0),
+    (ClassifierConfig, "checkpoint_every", 0),
+    (ClassifierConfig, "momentum", 0.0),
+    (ClassifierConfig, "momentum", 1.0),
+    (ClassifierConfig, "warmup", 1.0),
+    (ClassifierConfig, "warmup", -0.1),
+    (ClassifierConfig, "eps", 0.0),
+    (ClassifierConfig, "eps", math.inf),
+    (ClassifierConfig, "step_size", -0.1),
+    (ClassifierConfig, "beta", -1.0),
+    (ClassifierConfig, "beta", math.nan),
+    (ClassifierConfig, "ema", 1.0),
+    (ClassifierConfig, "label_smoothing", 1.0),
+    (ClassifierConfig, "crop", -1),
+    (ClassifierConfig, "cutmix", 1.1),
+    (ClassifierConfig, "cutmix", math.nan),
+    (ClassifierConfig, "validation", -0.1),
+    (ClassifierConfig, "validation", 1.5),
+    (ClassifierConfig, "validation", math.inf),
+    (ClassifierConfig, "synthetic_n", 10),  # without synthetic folders
+    (ClassifierConfig, "pseudo_labels", "DIR"),
 ]
 WRONG_TYPES = [
     (SampleConfig, "n", "5", "a whole number"),
@@ -128,10 +160,14 @@ def test_none_is_a_value_only_where_the_default_is_none():
                     make_config(cls, {field.name: None})
 
 
+# Where any value of the type would not do.
+OTHER_VALUES = {"fraction": 0.25, "method": "trades", "recipe": "proxy", "momentum": 0.3}
+
+
 def other_value(field: dataclasses.Field, hint: object) -> object:
     """A valid value that is not the default, of the kind that ``hint`` says."""
-    if field.name == "fraction":
-        return 0.25
+    if field.name in OTHER_VALUES:
+        return OTHER_VALUES[field.name]
     if field.metadata.get("choices"):
         return next(choice for choice in field.metadata["choices"] if choice != field.default)
     kind = next(kind for kind in (*typing.get_args(hint), hint) if kind is not type(None) and kind is not Ellipsis)
@@ -195,6 +231,143 @@ def test_a_broken_file_is_reported_in_one_line(tmp_path, content, message):
 def test_a_folder_is_no_configuration_file(tmp_path):
     with pytest.raises(UsageError, match="not a readable TOML file"):
         read_toml(tmp_path)
+
+
+NAMES = ("edm", "proxy")
+SYNTHETIC = {"synthetic": ["a"]}
+
+
+def test_the_recipes_are_these():
+    assert sorted(path.name for path in RECIPES.iterdir() if path.suffix) == [f"{name}.toml" for name in NAMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_each_number_comes_from(name):
+    for line in (RECIPES / f"{name}.toml").read_text().splitlines():
+        assert not line or line.startswith("#") or "  # " in line, line
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "proxy",
+            {"method": "pgd", "norm": "linf", "eps": 8 / 255, "attack_steps": 10, "step_size": 2 / 255, "batch_size": 256,
+             "fraction": 0.5, "lr": 0.1, "schedule": "cosine", "weight_decay": 5e-4, "ema": 0.0, "beta": None},
+        ),
+        (
+            "edm",
+            {"method": "trades", "beta": 5.0, "eps": 8 / 255, "attack_steps": 10, "step_size": 2 / 255, "batch_size": 512,
+             "fraction": 0.7, "label_smoothing": 0.1, "ema": 0.995, "lr": 0.2, "schedule": "onecycle", "momentum": 0.9,
+             "weight_decay": 5e-4, "model": "wrn-28-10-swish", "validation": 1024.0},
+        ),
+    ],
+)  # fmt: skip
+def test_a_recipe_by_name(name, expected):
+    config = make_config(ClassifierConfig, {"recipe": name, **SYNTHETIC})
+    assert {field: getattr(config, field) for field in expected} == expected
+    assert config.recipe == name and config.steps > 30_000
+    assert config == ClassifierConfig(recipe=name, synthetic=("a",), **recipe_values(name))
+
+
+def test_values_that_are_given_go_before_those_of_the_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('lr = 0.5\nsteps = 7\nmodel = "resnet-18"\n')
+    config = make_config(
+        ClassifierConfig, {"recipe": str(path), "lr": 0.1, "batch_size": 16}
+    )  # lr is the default's value
+    assert (config.lr, config.steps, config.model, config.batch_size) == (0.1, 7, "resnet-18", 16)
+    assert config.momentum == ClassifierConfig().momentum
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [
+        ({"method": "standard"}, {"eps", "step_size", "beta"}),
+        ({"method": "pgd"}, {"beta"}),
+        ({"norm": "l2"}, {"eps", "step_size"}),
+        ({"norm": "l2", "eps": 1.0}, {"eps", "step_size"}),
+        ({"eps": 0.1}, {"eps", "step_size"}),
+        ({"eps": 8 / 255}, set()),
+        ({"norm": "linf", "method": "trades", "schedule": "onecycle"}, set()),
+        ({"schedule": "cosine"}, {"warmup"}),
+        ({"lr": 0.3, "steps": 5}, set()),
+    ],
+)
+def test_a_recipe_leaves_out_what_belongs_to_another_choice_than_the_one_given(given, left_out):
+    config, recipe = make_config(ClassifierConfig, {"recipe": "edm", **SYNTHETIC, **given}), recipe_values("edm")
+    for name, value in recipe.items():
+        default = getattr(ClassifierConfig(), name)
+        assert getattr(config, name) == given.get(name, default if name in left_out else value), name
+    assert make_config(ClassifierConfig, tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrr = 0.1", "unknown key 'lrr'; expected one of dataset, "),
+        ('lr = "0.1"', "lr: expected a number, found '0.1'"),
+        ("lr = -1.0", "--lr -1.0: expected a positive number"),
+        ('recipe = "edm"', "recipe: a recipe names no other; take its values over"),
+        ("eps = 0.1", "--eps 0.1: method standard does not use it; add --method pgd or trades"),
+        ("lr = ", "not a readable TOML file ("),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_that_names_its_file(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        make_config(ClassifierConfig, {"recipe": str(path)})
+    assert str(caught.value).startswith(f"{path}: {message}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("ddpm", "--recipe ddpm: no such recipe; expected edm, proxy or a TOML file"),
+        ("edm.json", "--recipe edm.json: no such recipe; expected edm, proxy or a TOML file"),
+        ("none.toml", "--recipe none.toml: no such file; check the path, or take one of edm, proxy"),
+    ],
+)
+def test_a_recipe_that_is_not_there(recipe, message):
+    with pytest.raises(UsageError) as caught:
+        make_config(ClassifierConfig, {"recipe": recipe})
+    assert str(caught.value) == message
+
+
+def test_a_recipe_with_synthetic_images_needs_some():
+    with pytest.raises(UsageError, match=r"^--fraction 0\.7: expected --synthetic DIR beside it, found none; add one$"):
+        make_config(ClassifierConfig, {"recipe": "edm"})
+    assert make_config(ClassifierConfig, {"recipe": "edm", "fraction": 0}).fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0.1}, "--eps 0.1: method standard does not use it; add --method pgd or trades"),
+        ({"step_size": 0.1}, "--step-size 0.1: method standard does not use it; add --method pgd or trades"),
+        ({"beta": 3.0}, "--beta 3.0: method standard does not use it; add --method trades"),
+        ({"beta": 3.0, "method": "pgd"}, "--beta 3.0: method pgd does not use it; add --method trades"),
+        ({"synthetic_n": 0, "synthetic": ("a",)}, "--synthetic-n 0: expected a whole number of at least 1"),
+    ],
+)
+def test_options_of_a_classifier_that_do_not_fit_each_other(options, message):
+    with pytest.raises(UsageError) as caught:
+        ClassifierConfig(**options)
+    assert str(caught.value) == message
+
+
+def test_the_same_settings_for_another_method():
+    config = ClassifierConfig(method="trades", eps=0.1, step_size=0.01, beta=2.0, lr=0.3)
+    assert for_method(config, "trades") == config
+    assert for_method(config, "pgd") == ClassifierConfig(method="pgd", eps=0.1, step_size=0.01, lr=0.3)
+    assert for_method(config, "standard") == ClassifierConfig(lr=0.3)
+
+
+def test_the_usual_radius_of_each_norm():
+    assert ClassifierConfig(method="pgd").radius == 8 / 255
+    assert ClassifierConfig(method="pgd", norm="l2").radius == 0.5
+    assert ClassifierConfig(method="pgd", norm="l2", eps=0.1).radius == 0.1
 
 
 def test_the_module_needs_no_torch():

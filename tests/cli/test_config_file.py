@@ -7,19 +7,19 @@ import json
 
 import pytest
 
-from synthfast.config import ClassifierConfig, GeneratorConfig, SampleConfig, make_config, read_toml
+from synthfast.config import ClassifierConfig, GeneratorConfig, SampleConfig, make_config, read_toml, tomllib
 
 COMMANDS = {"sample": SampleConfig, "train generator": GeneratorConfig, "train classifier": ClassifierConfig}
 # A value other than the default for an option of each kind.
 GIVEN = {
     "sample": ["--n", 7, "--solver", "heun", "--clip", "inf", "--churn", "1/4", "--compile", "--out", 'a "b" \\ é\t'],
     "train generator": ["--lr", "3e-4", "--no-conditional", "--flip", "--image-size", 32, "--seed", -5],
-    "train classifier": ["--synthetic", "a", "--synthetic", "b", "--fraction", 1, "--dataset", "npz:x.npz"],
+    "train classifier": ["--synthetic", "a", "--synthetic", "b", "--fraction", 1, "--method", "pgd", "--eps", "8/255"],
 }
 EXPECTED = {
     "sample": {"n": 7, "solver": "heun", "clip": float("inf"), "churn": 0.25, "compile": True, "out": 'a "b" \\ é\t'},
     "train generator": {"lr": 3e-4, "conditional": False, "flip": True, "image_size": 32, "seed": -5},
-    "train classifier": {"synthetic": ("a", "b"), "fraction": 1.0, "dataset": "npz:x.npz"},
+    "train classifier": {"synthetic": ("a", "b"), "fraction": 1.0, "method": "pgd", "eps": 8 / 255},
 }
 
 
@@ -58,6 +58,29 @@ def test_an_option_may_mend_what_the_file_asks_for(cli, tmp_path):
     alone = cli("train", "classifier", "--config", file, "--print-config")
     assert alone.status == 2 and alone.error.startswith(f"{file}: --fraction 0.5: expected --synthetic DIR beside it")
     assert cli("train", "classifier", "--config", file, "--synthetic", "a", "--print-config").status == 0
+
+
+def test_a_recipe_then_the_file_then_options(cli, tmp_path):
+    """Each goes before what stands left of it; a recipe may be named in the file or by an option."""
+    recipe, file = tmp_path / "mine.toml", tmp_path / "settings.toml"
+    recipe.write_text("lr = 0.3\nsteps = 30\nseed = 3\nema = 0.3\n")
+    file.write_text(f'recipe = "{tmp_path / "other.toml"}"\nlr = 0.2\nsteps = 20\n')
+    (tmp_path / "other.toml").write_text("crop = 5\n")
+    command = ("train", "classifier", "--config", file, "--lr", "0.1", "--print-config")
+    values = tomllib.loads(cli(*command, "--recipe", recipe).out)
+    assert [values[key] for key in ("lr", "steps", "seed", "ema", "momentum")] == [0.1, 20, 3, 0.3, 0.9]
+    assert "crop" not in values
+    assert tomllib.loads(cli(*command).out)["crop"] == 5
+
+
+def test_a_recipe_by_name(cli):
+    printed = cli(
+        "train", "classifier", "--recipe", "proxy", "--synthetic", "a", "--eps", "4/255", "--print-config"
+    ).out
+    values = tomllib.loads(printed)
+    assert (values["eps"], values["batch_size"], "step_size" in values) == (4 / 255, 256, False)
+    ran = cli("train", "classifier", "--recipe", "prxy")
+    assert ran.status == 2 and ran.error == "--recipe prxy: no such recipe; expected edm, proxy or a TOML file"
 
 
 @pytest.mark.parametrize(
