@@ -87,4 +87,4 @@ def initialize(model: nn.Module, device: torch.device) -> None:
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
             nn.init.zeros_(module.bias)
-    model.to(memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)

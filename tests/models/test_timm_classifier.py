@@ -122,3 +122,11 @@ def test_without_timm_the_way_to_it_is_told(monkeypatch):
         assert str(caught.value) == (
             "timm:test_resnet: needs the package timm, which is not installed; pip install 'synthfast[timm]'"
         )
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:test_vit"])
+def test_nothing_is_dropped_in_training(name):
+    model = make_classifier(name, (32, 32, 3), 2)
+    rates = [getattr(module, "drop_rate", 0.0) for module in model.modules()]
+    rates += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert model.training and set(rates) == {0.0}
