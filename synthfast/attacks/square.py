@@ -24,6 +24,10 @@ _SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _BLOCK = 256
 """Queries whose randomness is drawn in one call. Part of what a seed means."""
 
+_PATIENCE = {"cuda": 16}
+"""Queries between looks at what broke, 1 if not given. A GPU works ahead of Python until Python asks for a result. What broke
+in between does not change any more."""
+
 _MEMORY = 4096
 """Failed proposals are remembered for each image where there are at most this many different ones of a size."""
 
@@ -79,9 +83,7 @@ class Square(Attack):
 
     def _search(self, model: Model, active: ActiveSet, search: _Search) -> None:
         """One run on the images that still stand."""
-        # A GPU works ahead of Python until Python asks for a result, so there it is asked less often. What broke in between
-        # does not change any more.
-        patience = 1 if active.origin.device.type == "cpu" else 16
+        patience = _PATIENCE.get(active.origin.device.type, 1)
         # An answer that is not a number counts as a success, here and in the judging: hence "not <=" instead of ">".
         margin = cw_margin(model(search.images()), active.y)
         for query in range(1, self.queries):
@@ -263,8 +265,8 @@ class _Bumps(_Search):
     def __init__(self, attack: Square, active: ActiveSet, restart: int) -> None:
         super().__init__(attack, active, restart)
         self.numbers = 5 + self.channels
-        # A millionth less, so that rounding does not leave the ball.
-        self.budget = (attack.radius * (1 - 1e-6)) ** 2
+        # A little less than the ball, so that the rounding of energies does not leave it.
+        self.budget = (attack.radius * (1 - 1e-5)) ** 2
         self.start = _pixels(active.origin)
         n = len(self.start)
         self.pixels = (self.start.float() + self._bumps()).clamp_(0, 1).to(self.start.dtype)
@@ -320,10 +322,14 @@ class _Bumps(_Search):
 
         left = (self.budget - self.energy).clamp_(min=0).float()[:, None]
         room = (in_first + in_second + left / self.channels).sqrt()
-        bump = torch.where(self.turned[:, position, None, None], self.bump[1], self.bump[0])
-        bump = bump * self.sign[:, position, None] + v / (in_first.sqrt() + 1e-12)[:, None]
-        bump = bump * (room / (bump.square().sum(1).sqrt() + 1e-12))[:, None]
-        new = (start.float() + bump).clamp_(0, 1).to(start.dtype)
+        bump = (
+            torch.where(self.turned[:, position, None, None], self.bump[1], self.bump[0]) * self.sign[:, position, None]
+        )
+        mixed = bump + v / (in_first.sqrt() + 1e-12)[:, None]
+        norm = mixed.norm(dim=1, keepdim=True)
+        # Where the window holds the opposite of the bump, nothing but rounding is left of the two: then the bump alone.
+        mixed = torch.where(norm > 0.01, mixed / norm, bump)
+        new = (start.float() + mixed * room[:, None]).clamp_(0, 1).to(start.dtype)
 
         gained = (new.float() - start.float()).square().sum((1, 2)) - (in_first + in_second).sum(1)
         self.new_energy = self.energy + gained
