@@ -14,6 +14,14 @@ STABLE_TORCH_LIBRARY(synthfast, m) {
       "solver_step_(Tensor(a!) x, Tensor model_output, Tensor coefficients, Tensor index, SymInt seed, SymInt step, "
       "Tensor? unconditional=None, Tensor(b!)? history=None) -> ()");
   m.def("quantize_uint8(Tensor x) -> Tensor");
+  // nn
+  m.def("winograd_weights_(Tensor(a!) out, Tensor weight, bool rotated=False) -> ()");
+  m.def(
+      "winograd_conv3x3(Tensor x, Tensor transformed, SymInt channels, Tensor? bias=None, Tensor? scale=None, "
+      "Tensor? shift=None, bool relu=False, Tensor? residual=None) -> Tensor");
+  m.def(
+      "winograd_conv3x3_gradient(Tensor gradient, Tensor transformed, SymInt channels, Tensor? x=None, "
+      "Tensor? scale=None, Tensor? shift=None, bool relu=False) -> Tensor");
 }
 
 namespace {
