@@ -19,6 +19,15 @@ STABLE_TORCH_LIBRARY(synthfast, m) {
   m.def(
       "gather_augment(Tensor images, Tensor items, Tensor index, SymInt seed, SymInt padding, bool flip, "
       "ScalarType dtype) -> Tensor");
+
+  // nn
+  m.def("winograd_weights_(Tensor(a!) out, Tensor weight, bool rotated=False) -> ()");
+  m.def(
+      "winograd_conv3x3(Tensor x, Tensor transformed, SymInt channels, Tensor? bias=None, Tensor? scale=None, "
+      "Tensor? shift=None, bool relu=False, Tensor? residual=None) -> Tensor");
+  m.def(
+      "winograd_conv3x3_gradient(Tensor gradient, Tensor transformed, SymInt channels, Tensor? x=None, "
+      "Tensor? scale=None, Tensor? shift=None, bool relu=False) -> Tensor");
 }
 
 namespace {

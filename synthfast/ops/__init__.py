@@ -3,6 +3,7 @@
 from synthfast.ops._extension import build_facts, cpu_capability, cuda_problem, philox4x32
 from synthfast.ops.attacks import apgd_step, apgd_step_, ball_start, l2_step, l2_step_, linf_step, linf_step_
 from synthfast.ops.data import gather_augment
+from synthfast.ops.nn import winograd_conv3x3, winograd_conv3x3_gradient, winograd_weights, winograd_weights_
 from synthfast.ops.sampling import (
     Stream,
     philox_normal_,
@@ -31,4 +32,8 @@ __all__ = [
     "quantize_uint8",
     "solver_step",
     "solver_step_",
+    "winograd_conv3x3",
+    "winograd_conv3x3_gradient",
+    "winograd_weights",
+    "winograd_weights_",
 ]
