@@ -5,6 +5,7 @@
 #include "../common/dispatch.h"
 #include "attack_checks.h"
 #include "l2_tiles.h"
+#include "linf_avx512.h"
 
 namespace synthfast {
 
@@ -12,9 +13,13 @@ namespace {
 
 template <typename T>
 struct ApgdLinfRun {
-  template <CpuCapability>
+  template <CpuCapability kCapability>
   SF_HD static void run(const T* x, const T* previous, const T* gradient, const T* origin, T* out, int64_t n, float eps,
                         float step, float momentum, Box box) {
+#if SF_X86
+    if constexpr (kCapability == CpuCapability::kAvx512)
+      return apgd_linf_avx512(x, previous, gradient, origin, out, n, eps, step, momentum, box);
+#endif
     SF_INDEPENDENT
     for (int64_t i = 0; i < n; ++i)
       out[i] = apgd_linf_step<T>(to_float(x[i]), to_float(previous[i]), to_float(gradient[i]), to_float(origin[i]), eps, step,

@@ -4,6 +4,7 @@
 
 #include "../common/dispatch.h"
 #include "attack_checks.h"
+#include "linf_avx512.h"
 #include "sample_loops.h"
 
 namespace synthfast {
@@ -12,8 +13,12 @@ namespace {
 
 template <typename T>
 struct LinfStepRun {
-  template <CpuCapability>
+  template <CpuCapability kCapability>
   SF_HD static void run(const T* x, const T* gradient, const T* origin, T* out, int64_t n, float eps, float step, Box box) {
+#if SF_X86
+    if constexpr (kCapability == CpuCapability::kAvx512)
+      return linf_step_avx512(x, gradient, origin, out, n, eps, step, box);
+#endif
     SF_INDEPENDENT
     for (int64_t i = 0; i < n; ++i)
       out[i] = linf_step<T>(to_float(x[i]), to_float(gradient[i]), to_float(origin[i]), eps, step, box);

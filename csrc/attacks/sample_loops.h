@@ -22,8 +22,7 @@ namespace synthfast {
 template <typename Run>
 void for_pieces(int64_t samples, int64_t elements, Run&& run) {
   torch::stable::parallel_for(0, samples * elements, 16384, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t sample = begin / elements;
+    for (int64_t sample = begin / elements; begin < end; ++sample) {
       const int64_t n = std::min(end, (sample + 1) * elements) - begin;
       run(sample, begin, n);
       begin += n;
