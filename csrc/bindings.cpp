@@ -15,6 +15,29 @@ STABLE_TORCH_LIBRARY(synthfast, m) {
       "Tensor? unconditional=None, Tensor(b!)? history=None) -> ()");
   m.def("quantize_uint8(Tensor x) -> Tensor");
 
+  // attacks; norm: 0 l-infinity, 1 l2
+  m.def(
+      "linf_step(Tensor x, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, float lo=0., float hi=1.) "
+      "-> Tensor");
+  m.def(
+      "linf_step_(Tensor(a!) x, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, float lo=0., float hi=1.) "
+      "-> ()");
+  m.def(
+      "l2_step(Tensor x, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, float lo=0., float hi=1.) "
+      "-> Tensor");
+  m.def(
+      "l2_step_(Tensor(a!) x, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, float lo=0., float hi=1.) "
+      "-> ()");
+  m.def(
+      "apgd_step(Tensor x, Tensor previous, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, Tensor momentum, "
+      "int norm, float lo=0., float hi=1.) -> Tensor");
+  m.def(
+      "apgd_step_(Tensor(a!) previous, Tensor x, Tensor gradient, Tensor origin, Tensor eps, Tensor step_size, "
+      "Tensor momentum, int norm, float lo=0., float hi=1.) -> ()");
+  m.def(
+      "ball_start(Tensor origin, Tensor index, Tensor eps, int norm, SymInt seed, SymInt step=0, float lo=0., float hi=1.) "
+      "-> Tensor");
+
   // data
   m.def(
       "gather_augment(Tensor images, Tensor items, Tensor index, SymInt seed, SymInt padding, bool flip, "

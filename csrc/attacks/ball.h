@@ -1,0 +1,157 @@
+// What keeps a stored value inside the eps-ball around its origin and inside [lo, hi] exactly, host and device.
+//
+// A bound that is rounded to nearest may lie outside the ball, and so may a value that is rounded after it was clamped. So
+// bounds are rounded inwards, from the exact sum, and the value that is checked is the one that is stored.
+#pragma once
+#include "../common/host_device.h"
+
+namespace synthfast {
+
+constexpr float kLargestFloat = 0x1.fffffep127f;
+constexpr float kSmallestNormal = 0x1p-126f;
+
+// The random stream of attack starts (synthfast.ops.Stream.ATTACK).
+constexpr int64_t kAttackStream = 6;
+
+// A radius that the arithmetic below can use: negative and NaN count as 0, infinity as the largest float.
+SF_HD float valid_radius(float eps) {
+  const float finite = eps < kLargestFloat ? eps : kLargestFloat;
+  return eps > 0.0f ? finite : 0.0f;
+}
+
+// a + b = sum + error exactly; the sum is rounded to nearest (Knuth, The Art of Computer Programming, 4.2.2, theorem B).
+// The error is NaN where the sum overflows.
+struct ExactSum {
+  float sum, error;
+};
+
+SF_HD ExactSum exact_sum(float a, float b) {
+  const float sum = a + b;
+  const float b_part = sum - a;
+  return {sum, (a - (sum - b_part)) + (b - b_part)};
+}
+
+// The neighbours of a float that is neither 0 nor NaN: a sum of floats that was rounded is not 0.
+SF_HD float next_down(float value) {
+  const uint32_t bits = bits_from_float(value);
+  return float_from_bits(bits - static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31 | 1));
+}
+
+SF_HD float next_up(float value) {
+  const uint32_t bits = bits_from_float(value);
+  return float_from_bits(bits + static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31 | 1));
+}
+
+// The largest float that is not above a + b. Not (error >= 0): an overflow to infinity steps back to the largest float.
+SF_HD float sum_down(float a, float b) {
+  const ExactSum s = exact_sum(a, b);
+  return !(s.error >= 0.0f) ? next_down(s.sum) : s.sum;
+}
+
+// The smallest float that is not below a + b.
+SF_HD float sum_up(float a, float b) {
+  const ExactSum s = exact_sum(a, b);
+  return !(s.error <= 0.0f) ? next_up(s.sum) : s.sum;
+}
+
+// origin + t rounded towards the origin, so that no coordinate gets further from it than t.
+SF_HD float sum_towards(float origin, float t) {
+  const ExactSum s = exact_sum(origin, t);
+  const uint32_t sum_bits = bits_from_float(s.sum), t_bits = bits_from_float(t);
+  const bool beyond = s.error != 0.0f && static_cast<int32_t>(bits_from_float(s.error) ^ t_bits) < 0;
+  // One step against the sign of t: where sum and t have one sign, the magnitude shrinks.
+  const uint32_t step = static_cast<uint32_t>(static_cast<int32_t>(sum_bits ^ t_bits) >> 31 | 1);
+  return beyond ? float_from_bits(sum_bits - step) : s.sum;
+}
+
+// The value of T next to `value`, or one step further in where that lies outside [low, high]. `value` lies in this interval,
+// and so does some value of T.
+template <typename T>
+SF_HD T settle(float value, float low, float high) {
+  T nearest = from_float<T>(value);
+  const float rounded = to_float(nearest);
+  const int32_t upwards = 1 - 2 * static_cast<int32_t>(nearest.bits >> 15);  // in bits
+  const int32_t steps = static_cast<int32_t>(rounded < low) - static_cast<int32_t>(rounded > high);
+  nearest.bits = static_cast<uint16_t>(nearest.bits + steps * upwards);
+  return nearest;
+}
+
+template <>
+SF_HD float settle<float>(float value, float, float) {
+  return value;
+}
+
+// [lo, hi] in values of T: the smallest not below lo, the largest not above hi.
+struct Box {
+  float lo, hi;
+};
+
+template <typename T>
+Box make_box(double lo, double hi) {
+  constexpr float infinity = __builtin_inff();
+  float low = static_cast<float>(lo), high = static_cast<float>(hi);
+  if (low < lo) low = __builtin_nextafterf(low, infinity);
+  if (high > hi) high = __builtin_nextafterf(high, -infinity);
+  return {to_float(settle<T>(low, low, infinity)), to_float(settle<T>(high, -infinity, high))};
+}
+
+// `value` brought into the l-infinity ball, then into the box, in float.
+SF_HD float linf_project(float value, float origin, float eps, Box box) {
+  return clamp(clamp(value, sum_up(origin, -eps), sum_down(origin, eps)), box.lo, box.hi);
+}
+
+// The same as a value of T.
+template <typename T>
+SF_HD T linf_settle(float value, float origin, float eps, Box box) {
+  const float low = clamp(sum_up(origin, -eps), box.lo, box.hi), high = clamp(sum_down(origin, eps), box.lo, box.hi);
+  return settle<T>(clamp(value, low, high), low, high);
+}
+
+template <>
+SF_HD float linf_settle<float>(float value, float origin, float eps, Box box) {
+  return linf_project(value, origin, eps, box);
+}
+
+SF_HD double sqrt_rounded(double value) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(value);
+#else
+  return __builtin_sqrt(value);
+#endif
+}
+
+// How far a displacement must shrink to lie in the l2 ball.
+struct Shrink {
+  bool inside;   // not at all: the point stays as it is
+  float factor;  // else times this
+};
+
+// `squares` is the sum of the squares of the displacement, in double; its error is far below 2^-40. The factor allows for three
+// roundings to float that follow: its own, of the displacement and of their product. So small a factor that it has not all of
+// its digits becomes 0.
+SF_HD Shrink shrink_to(double squares, float eps) {
+  const double norm = sqrt_rounded(squares), radius = eps;
+  if (norm * (1 + 0x1p-40) <= radius) return {true, 1.0f};
+  const double factor = radius / norm * (1 - 0x1p-22);
+  return {false, factor < kSmallestNormal ? 0.0f : static_cast<float>(factor)};
+}
+
+// The point at `factor` times the displacement t from the origin, not further away in any coordinate. What lies below the
+// smallest normal float is dropped, because its rounding error is not small beside it.
+SF_HD float pulled_in(float origin, float t, float factor) {
+  const float scaled = factor * t;
+  return sum_towards(origin, __builtin_fabsf(scaled) < kSmallestNormal ? 0.0f : scaled);
+}
+
+SF_HD float l2_project(float value, float origin, Shrink shrink) {
+  return shrink.inside ? value : pulled_in(origin, value - origin, shrink.factor);
+}
+
+// The value of T between the origin and `value`, after the box: the box holds the origin, so it can only shorten the way.
+template <typename T>
+SF_HD T l2_settle(float value, float origin, Box box) {
+  const float boxed = clamp(value, box.lo, box.hi);
+  return settle<T>(boxed, boxed < origin ? boxed : origin, boxed < origin ? origin : boxed);
+}
+
+}  // namespace synthfast
