@@ -11,8 +11,9 @@ import sys
 
 from bench import harness
 
-OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8", "gather_augment")
-PIPELINES = ("sample",)
+OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8", "gather_augment", "linf_step", "l2_step", "apgd_step", "ball_start")
+CPU_OPERATIONS = ("winograd_conv3x3",)
+PIPELINES = ("sample", "pgd_training_step")  # autoattack takes half an hour and is run by itself
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
     parser.add_argument("--ops", action="store_true", help="the operations only")
     options = parser.parse_args()
     passed_on = [argument for argument in sys.argv[1:] if argument != "--ops"]
-    modules = [f"bench.ops.{name}" for name in OPERATIONS]
+    operations = OPERATIONS + (CPU_OPERATIONS if options.device == "cpu" else ())
+    modules = [f"bench.ops.{name}" for name in operations]
     if not options.ops:
         modules += [f"bench.pipeline.{name}" for name in PIPELINES]
     reports = []

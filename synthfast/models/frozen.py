@@ -20,22 +20,27 @@ from torch.nn import functional as F
 
 from synthfast import ops
 
-# Winograd's algorithm pays from so many channels on, unless too much of its 4x4 tiles lies outside of the image.
+# Measured (bench.ops.winograd_conv3x3): Winograd's algorithm pays from so many channels on, unless too much of its 4x4 tiles lies
+# outside of the image (5x5 images fill 39% of theirs, and lose), or there are too few of them for the transformed weights to
+# be read, 4 times as many as the weights.
 LEAST_CHANNELS = 16
-LEAST_COVERED = 0.5
+LEAST_COVERED = 0.55
+LEAST_TILES = 4
 # Transformed weights of both directions take 8 times the memory of the weights; layers beyond this many bytes do without.
 MOST_BYTES = 4 << 30
 
 
 def freeze(model: nn.Module, *, exact: bool = False) -> Frozen:
-    """The network as a function for attacks: images [N, C, H, W] to logits, in evaluation mode, with a gradient for the images only.
+    """The network as a function for attacks: images [N, C, H, W] to logits, in evaluation mode, with gradients for images only.
 
     Args:
         model: stays as it is: its mode, parameters, ``requires_grad`` and hooks are not touched. Nothing of it is copied but
             what its folded and transformed weights take (on a CPU in float32, up to 9 times the memory of the weights; the
             transformed ones are made when a layer first needs them).
-        exact: the very operations of ``model`` in evaluation mode, so that results are equal bit for bit. Otherwise logits
-            and gradients agree to about 1e-5 of the largest one. A gradient of a gradient exists only with ``exact``.
+        exact: the very operations of ``model`` in evaluation mode, so that results are equal bit for bit. Otherwise they agree
+            up to rounding: both are about as far (1e-6) from the network in float64. As with any change of rounding, a ReLU
+            whose input is that close to 0 may open or close, which shows in the gradient of that image. A gradient of a
+            gradient exists only with ``exact``.
 
     Returns:
         :class:`Frozen`; call its ``refresh()`` after weights or statistics of ``model`` changed.
@@ -47,9 +52,12 @@ class Frozen:
     """See :func:`freeze`. Calls may come from several threads, but not during ``refresh()``."""
 
     def __init__(self, model: nn.Module, *, exact: bool = False) -> None:
-        self._model = model
-        self._plain = _view(model)
-        self._fast: nn.Module | None = None if exact else _rebuilt(self._plain)
+        self._model, self._exact = model, exact
+        self._build()
+
+    def _build(self) -> None:
+        self._plain = _view(self._model)
+        self._fast = None if self._exact else _rebuilt(self._plain)
         self._layers = [] if self._fast is None else [m for m in self._fast.modules() if isinstance(m, FrozenConv)]
         left = MOST_BYTES
         for layer in self._layers:
@@ -62,7 +70,10 @@ class Frozen:
 
     def refresh(self) -> None:
         """Take in changed weights and statistics of the model. Folded and transformed weights are made anew when next needed."""
-        for ours, theirs in zip(_tensors(self._plain), _tensors(self._model), strict=True):
+        pairs = list(zip(_tensors(self._plain), _tensors(self._model), strict=True))
+        if any((a.device, a.dtype, a.shape) != (b.device, b.dtype, b.shape) for a, b in pairs):
+            return self._build()
+        for ours, theirs in pairs:
             ours.data = theirs.data  # the same memory, unless the model was given other tensors
         for layer in self._layers:
             layer.stale()
@@ -90,7 +101,12 @@ class FrozenConv(nn.Module):
     """
 
     def __init__(
-        self, conv: nn.Conv2d, *, norm: nn.BatchNorm2d | None = None, relu: bool = False, after: nn.BatchNorm2d | None = None
+        self,
+        conv: nn.Conv2d,
+        *,
+        norm: nn.BatchNorm2d | None = None,
+        relu: bool = False,
+        after: nn.BatchNorm2d | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, so that they do not count as modules of this one: the state belongs to the model.
@@ -163,10 +179,11 @@ class FrozenConv(nn.Module):
 
 def pays(shape: torch.Size) -> bool:
     """Whether Winograd's algorithm is the faster one for images [N, C, H, W] of this shape."""
-    if len(shape) != 4 or shape[0] == 0 or ops.cpu_capability() == "default":
+    if len(shape) != 4 or ops.cpu_capability() == "default":
         return False
     height, width = shape[2:]
-    return height * width >= LEAST_COVERED * (-(-height // 4) * 4) * (-(-width // 4) * 4)
+    tiles = -(-height // 4) * -(-width // 4)
+    return shape[0] * tiles >= LEAST_TILES and height * width >= LEAST_COVERED * 16 * tiles
 
 
 class _Winograd(torch.autograd.Function):
@@ -317,7 +334,8 @@ def _rewritten(module: fx.GraphModule) -> fx.GraphModule:
             continue
         for mine, other in (node.args, node.args[::-1]) if node.target is not operator.iadd else (node.args,):
             layer = target(mine)
-            if isinstance(layer, FrozenConv) and layer.may_transform and len(mine.users) == 1 and other is not mine:
+            alone = isinstance(layer, FrozenConv) and len(mine.args) == 1 and len(mine.users) == 1
+            if alone and layer.may_transform and other is not mine:
                 with graph.inserting_after(node):
                     new = graph.call_module(mine.target, (mine.args[0], other))
                 node.replace_all_uses_with(new)

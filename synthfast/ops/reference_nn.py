@@ -43,7 +43,7 @@ def winograd_weights(weight: Tensor, rotated: bool = False) -> Tensor:
 
 
 def _convolve(x: Tensor, transformed: Tensor, channels: int) -> Tensor:
-    n, _, h, w = x.shape
+    h, w = x.shape[2:]
     output, _, inputs = (m.to(x.dtype) for m in matrices())
     tiles = F.pad(x, (1, 1 + -w % 4, 1, 1 + -h % 4)).unfold(2, 6, 4).unfold(3, 6, 4)  # [N, C, rows, columns, 6, 6]
     values = torch.einsum("ai,bj,nctuij->abntuc", inputs, inputs, tiles)
