@@ -65,20 +65,21 @@ SF_HD float sum_towards(float origin, float t) {
 }
 
 // The value of T next to `value`, or one step further in where that lies outside [low, high]. `value` lies in this interval,
-// and so does some value of T.
+// and so does some value of T. Never -0, which rounded bounds could give or not give, depending on how they are rounded.
 template <typename T>
 SF_HD T settle(float value, float low, float high) {
   T nearest = from_float<T>(value);
   const float rounded = to_float(nearest);
   const int32_t upwards = 1 - 2 * static_cast<int32_t>(nearest.bits >> 15);  // in bits
   const int32_t steps = static_cast<int32_t>(rounded < low) - static_cast<int32_t>(rounded > high);
-  nearest.bits = static_cast<uint16_t>(nearest.bits + steps * upwards);
+  const uint16_t bits = static_cast<uint16_t>(nearest.bits + steps * upwards);
+  nearest.bits = bits == 0x8000u ? uint16_t{0} : bits;
   return nearest;
 }
 
 template <>
 SF_HD float settle<float>(float value, float, float) {
-  return value;
+  return value + 0.0f;
 }
 
 // [lo, hi] in values of T: the smallest not below lo, the largest not above hi.
@@ -109,7 +110,7 @@ SF_HD T linf_settle(float value, float origin, float eps, Box box) {
 
 template <>
 SF_HD float linf_settle<float>(float value, float origin, float eps, Box box) {
-  return linf_project(value, origin, eps, box);
+  return settle<float>(linf_project(value, origin, eps, box), 0.0f, 0.0f);
 }
 
 SF_HD double sqrt_rounded(double value) {

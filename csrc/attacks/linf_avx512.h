@@ -14,7 +14,8 @@
 
 namespace synthfast {
 
-// 16 values of a type as floats. `mask` says which exist, where kMasked; bounds are rounded to the type inwards.
+// 16 values of a type as floats. `mask` says which exist, where kMasked; bounds are rounded to the type inwards, values to
+// nearest, and -0 is stored as 0.
 template <typename T>
 struct Lanes;
 
@@ -26,7 +27,8 @@ struct Lanes<float> {
   }
   template <bool kMasked>
   SF_AVX512_INLINE static void store(float* out, __mmask16 mask, __m512 value) {
-    kMasked ? _mm512_mask_storeu_ps(out, mask, value) : _mm512_storeu_ps(out, value);
+    const __m512 positive = _mm512_add_ps(value, _mm512_setzero_ps());
+    kMasked ? _mm512_mask_storeu_ps(out, mask, positive) : _mm512_storeu_ps(out, positive);
   }
   SF_AVX512_INLINE static __m512 down(__m512 bound) { return bound; }
   SF_AVX512_INLINE static __m512 up(__m512 bound) { return bound; }
@@ -40,7 +42,10 @@ struct Lanes16 {
   }
   template <bool kMasked, typename T>
   SF_AVX512_INLINE static void store_bits(T* out, __mmask16 mask, __m256i bits) {
-    kMasked ? _mm256_mask_storeu_epi16(out, mask, bits) : _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bits);
+    const __mmask16 kept = _mm256_cmpneq_epi16_mask(bits, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+    const __m256i positive = _mm256_maskz_mov_epi16(kept, bits);
+    kMasked ? _mm256_mask_storeu_epi16(out, mask, positive)
+            : _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), positive);
   }
 };
 
@@ -51,7 +56,7 @@ struct Lanes<bfloat16> : Lanes16 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_bits<kMasked>(source, mask)), 16));
   }
   template <bool kMasked>
-  SF_AVX512_INLINE static void store(bfloat16* out, __mmask16 mask, __m512 value) {  // to nearest even
+  SF_AVX512_INLINE static void store(bfloat16* out, __mmask16 mask, __m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -101,9 +106,7 @@ template <typename T>
 SF_AVX512_INLINE __m512 linf_project_lanes(__m512 value, __m512 origin, __m512 eps, __m512 lo, __m512 hi) {
   const __m512 low = _mm512_sub_round_ps(origin, eps, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
   const __m512 high = _mm512_add_round_ps(origin, eps, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  // Rounding down makes a sum of nothing -0, and adding 0 makes that +0.
-  const __m512 positive = _mm512_add_ps(high, _mm512_setzero_ps());
-  return clamp_lanes(clamp_lanes(value, Lanes<T>::up(low), Lanes<T>::down(positive)), lo, hi);
+  return clamp_lanes(clamp_lanes(value, Lanes<T>::up(low), Lanes<T>::down(high)), lo, hi);
 }
 
 // sign_step: the step with the gradient's sign, where there is a gradient.

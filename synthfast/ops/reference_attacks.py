@@ -68,7 +68,7 @@ def _clamp(v: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def _linf_project(v: Tensor, origin: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
     v = _clamp(v, *_ball(origin, eps, dtype))
-    return _clamp(v, *_box(lo, hi, dtype, v.device)).to(dtype)
+    return _clamp(v, *_box(lo, hi, dtype, v.device)).to(dtype) + 0  # 0 and not -0
 
 
 def _sign_step(x: Tensor, gradient: Tensor, step_size: Tensor | float) -> Tensor:
@@ -108,7 +108,7 @@ def _l2_project(v: Tensor, origin: Tensor, eps: Tensor, lo: float, hi: float, dt
 
 
 def _towards(v: Tensor, origin: Tensor, dtype: torch.dtype) -> Tensor:
-    return round_inwards(v, 0.0, dtype, v < origin.double())
+    return round_inwards(v, 0.0, dtype, v < origin.double()) + 0
 
 
 def l2_step(x: Tensor, gradient: Tensor, origin: Tensor, eps, step_size, lo: float = 0.0, hi: float = 1.0) -> Tensor:

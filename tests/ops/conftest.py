@@ -165,3 +165,63 @@ def conversions(every_16_bit_value) -> Callable[[torch.dtype], Iterator[tuple[st
             yield f"rounded, times {scale}", arguments
 
     return make
+
+
+@pytest.fixture
+def attack_inputs(generator: torch.Generator) -> Callable[..., dict[str, Any]]:
+    """attack_inputs(shape, dtype) -> x, previous, gradient, origin, eps, step_size, momentum of attack steps: pixels in [0, 1],
+    some on the edges of the box and of the ball, gradients that are 0 or not finite (in the last sample alone), and a radius,
+    a step and a momentum for each sample, among them a radius of 0 and a negative step."""
+
+    def make(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+        n = shape[0]
+        origin = (torch.rand(shape, generator=generator) * 1.2 - 0.1).clamp(0, 1).to(dtype)
+        eps = torch.tensor([8 / 255, 0.1, 0.0, 1e-9, 0.5, 3.0])[torch.arange(n) % 6]
+        column = eps.reshape(-1, *[1] * (len(shape) - 1))
+        draw = [torch.randn(shape, generator=generator) for _ in range(3)]
+        x, previous = (origin.float() + (column * d).clamp(-column, column) for d in draw[:2])
+        gradient = draw[2].masked_fill(torch.rand(shape, generator=generator) < 0.1, 0)
+        if n > 1 and gradient.numel():
+            last = gradient[-1].reshape(-1)
+            last[:: max(1, len(last) // 7)] = torch.tensor(torch.nan)
+            last[1 :: max(1, len(last) // 5)] = torch.inf
+        return {
+            "x": x.clamp(0, 1).to(dtype),
+            "previous": previous.clamp(0, 1).to(dtype),
+            "gradient": gradient.to(dtype),
+            "origin": origin,
+            "eps": eps,
+            "step_size": torch.tensor([2 / 255, -0.05, 0.3, 1.0, 0.01])[torch.arange(n) % 5],
+            "momentum": torch.tensor([0.75, 1.0, 0.5, 0.0])[torch.arange(n) % 4],
+        }
+
+    return make
+
+
+def _per_pixel(value: Tensor, like: Tensor) -> Tensor:
+    return value.double().reshape(-1, *[1] * (like.dim() - 1)).expand(like.shape)
+
+
+@pytest.fixture
+def assert_inside() -> Callable[..., None]:
+    """assert_inside(v, origin, eps, norm, lo, hi): the stored values lie in the ball and the box, in exact arithmetic
+    (l-infinity: float64 with its rounding error; l2: a float64 sum, 1e-12 relative)."""
+
+    def assert_inside(
+        v: Tensor, origin: Tensor, eps: Tensor, norm: str, lo: float = 0.0, hi: float = 1.0, what: object = ""
+    ) -> None:
+        v, origin = v.double(), origin.double()
+        assert ((v >= lo) & (v <= hi)).all(), f"{what}: outside [{lo}, {hi}]"
+        if norm == "l2":
+            distance = (v - origin).flatten(1).norm(dim=1)
+            assert (distance <= eps.double() * (1 + 1e-12)).all(), f"{what}: {distance.tolist()} > {eps.tolist()}"
+            return
+        radius = _per_pixel(eps, v)
+        difference = v - origin
+        part = difference - v  # what rounding took from the difference, by Knuth's two-sum
+        error = (v - (difference - part)) - (origin + part)
+        away, size = error * difference.sign(), difference.abs()
+        outside = (size > radius) | ((size == radius) & (away > 0))
+        assert not outside.any(), f"{what}: {int(outside.sum())} outside; {v[outside][0]}, {origin[outside][0]}, {eps}"
+
+    return assert_inside
