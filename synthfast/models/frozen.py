@@ -10,8 +10,10 @@ evaluation.
 from __future__ import annotations
 
 import copy
+import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,6 +96,19 @@ def _view(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
+def _ordinary(derive: Derive) -> Derive:
+    """Derived weights outlive the call that first needs them: they must not become inference tensors, which autograd refuses."""
+
+    @functools.wraps(derive)
+    def call(*arguments: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return derive(*arguments)
+        with torch.inference_mode(False), torch.no_grad():
+            return derive(*arguments)
+
+    return cast(Derive, call)
+
+
 class FrozenConv(nn.Module):
     """A convolution with what surrounds it: batch norm and ReLU before, batch norm and the addition of a residual after.
 
@@ -128,6 +143,7 @@ class FrozenConv(nn.Module):
         self._folded = self._affine = None
         self._fresh = set()
 
+    @_ordinary
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, with the batch norm that follows."""
         folded = self._folded
@@ -141,6 +157,7 @@ class FrozenConv(nn.Module):
             self._folded = folded
         return folded
 
+    @_ordinary
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift of the batch norm before the ReLU."""
         affine = self._affine
@@ -149,6 +166,7 @@ class FrozenConv(nn.Module):
             self._affine = affine = (None, None) if norm is None else _scale_and_shift(norm)
         return affine
 
+    @_ordinary
     def transformed(self, rotated: bool) -> Tensor:
         """Weights for Winograd's algorithm, forward or (rotated) backward."""
         if rotated not in self._fresh:
