@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from synthfast import ops
 
+Derive = TypeVar("Derive", bound=Callable[..., Any])
+
 # Measured (bench.ops.winograd_conv3x3): Winograd's algorithm pays from so many channels on, unless too much of its 4x4 tiles lies
 # outside of the image (5x5 images fill 39% of theirs, and lose), or there are too few of them for the transformed weights to
 # be read, 4 times as many as the weights.
