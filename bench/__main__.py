@@ -11,7 +11,15 @@ import sys
 
 from bench import harness
 
-OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8")
+OPERATIONS = (
+    "philox_normal",
+    "solver_step",
+    "quantize_uint8",
+    "linf_step",
+    "l2_step",
+    "apgd_step",
+    "ball_start",
+)
 PIPELINES = ("sample",)
 
 

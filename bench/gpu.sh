@@ -52,9 +52,11 @@ stage() {
   fi
 }
 
+TEST_FILES="tests/ops/test_cuda.py tests/ops/test_cuda_attacks.py"
+
 # pytest that must run tests: nothing collected or everything skipped is a failure too.
 gpu_tests() {
-  "$PYTHON" -m pytest tests/ops/test_cuda.py -q --no-header -p no:cacheprovider "$@" | tee "$LOGS/tests"
+  "$PYTHON" -m pytest $TEST_FILES -q --no-header -p no:cacheprovider "$@" | tee "$LOGS/tests"
   [ "${PIPESTATUS[0]}" -eq 0 ] && grep -qE '[0-9]+ passed' "$LOGS/tests"
 }
 
@@ -62,11 +64,12 @@ gpu_tests() {
 # API errors that PyTorch provokes and handles itself are not reported.
 memory_check() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$TOOL" --tool memcheck --report-api-errors no --error-exitcode 1 \
-    "$PYTHON" -m pytest tests/ops/test_cuda.py -q -x --no-header -p no:cacheprovider -k "$SELECTION" | tee "$LOGS/tests"
+    "$PYTHON" -m pytest $TEST_FILES -q -x --no-header -p no:cacheprovider -k "$SELECTION" | tee "$LOGS/tests"
   [ "${PIPESTATUS[0]}" -eq 0 ] && grep -qE '[0-9]+ passed' "$LOGS/tests"
 }
 SELECTION="(test_philox and float16) or test_quantize_uint8_misaligned or test_solver_step_large_and_misaligned \
-  or (test_solver_step_layouts and float32-float32) or test_solver_step_in_place"
+  or (test_solver_step_layouts and float32-float32) or test_solver_step_in_place \
+  or (test_cuda_attacks and (test_misaligned or (test_layouts and float32)))"
 
 sanitizer() {
   local toolkit=${CUDA_HOME:-/usr/local/cuda}
@@ -84,7 +87,7 @@ device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA
 print(torch.__version__, device, ops.build_facts(), ops.cuda_problem or "kernels loaded")
 sys.exit(not torch.cuda.is_available() or ops.cuda_problem is not None)'
   export -f gpu_tests memory_check
-  export PYTHON LOGS SELECTION
+  export PYTHON LOGS SELECTION TEST_FILES
   stage "GPU tests" $TESTS bash -c gpu_tests
   if TOOL=$(sanitizer); then
     export TOOL
