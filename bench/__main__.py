@@ -11,9 +11,18 @@ import sys
 
 from bench import harness
 
-OPERATIONS = ("philox_normal", "solver_step", "quantize_uint8", "gather_augment", "linf_step", "l2_step", "apgd_step", "ball_start")
+OPERATIONS = (
+    "philox_normal",
+    "solver_step",
+    "quantize_uint8",
+    "gather_augment",
+    "linf_step",
+    "l2_step",
+    "apgd_step",
+    "ball_start",
+)
 CPU_OPERATIONS = ("winograd_conv3x3",)
-PIPELINES = ("sample", "pgd_training_step")  # autoattack takes half an hour and is run by itself
+PIPELINES = ("sample", "pgd_training_step")  # bench.pipeline.autoattack takes half an hour and is run by itself
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ stage() {
 }
 
 # Names without spaces; a string, because functions run by "bash -c" get no arrays.
-GPU_TESTS="tests/ops/test_cuda.py tests/ops/test_cuda_data.py"
+GPU_TESTS="tests/ops/test_cuda.py tests/ops/test_cuda_data.py tests/ops/test_cuda_attacks.py"
 
 # pytest that must run tests: nothing collected or everything skipped is a failure too.
 gpu_tests() {
@@ -70,7 +70,8 @@ memory_check() {
 }
 SELECTION="(test_philox and float16) or test_quantize_uint8_misaligned or test_solver_step_large_and_misaligned \
   or (test_solver_step_layouts and float32-float32) or test_solver_step_in_place \
-  or (test_gather_augment and float16) or test_set_that_does_not_start_at_16_bytes"
+  or (test_gather_augment and float16) or test_set_that_does_not_start_at_16_bytes \
+  or (test_cuda_attacks and (test_misaligned or (test_layouts and float32)))"
 
 sanitizer() {
   local toolkit=${CUDA_HOME:-/usr/local/cuda}

@@ -183,7 +183,7 @@ def test_wrong_arguments(attack_inputs, name, change, message):
 def test_unknown_norm(attack_inputs):
     a = {**attack_inputs((3, 4), torch.float32), "norm": "L2"}
     for function in (ops.apgd_step, ops.apgd_step_):
-        with pytest.raises(UsageError, match="apgd_step: norm must be \"linf\" or \"l2\"; got 'L2'"):
+        with pytest.raises(UsageError, match='apgd_step: norm must be "linf" or "l2"; got \'L2\''):
             function(**a)
     scalars = (a["eps"], a["step_size"], a["momentum"])
     with pytest.raises(RuntimeError, match=r"apgd_step: norm must be 0 \(linf\) or 1 \(l2\); got 2"):

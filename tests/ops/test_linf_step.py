@@ -42,7 +42,9 @@ def test_known_values():
     torch.testing.assert_close(v, torch.tensor([[0.625, 0.375, 0.5, 0.5, 0.75, 0.25, 0.625]]), rtol=0, atol=0)
     down = ops.linf_step(x, g, torch.full_like(x, 0.5), 0.25, -0.125)
     assert down[0, :2].tolist() == [0.375, 0.625]
-    assert ops.linf_step(torch.ones(1, 2), -torch.ones(1, 2), torch.ones(1, 2), 9.0, 5.0, -0.5, 0.5).tolist() == [[-0.5, -0.5]]
+    assert ops.linf_step(torch.ones(1, 2), -torch.ones(1, 2), torch.ones(1, 2), 9.0, 5.0, -0.5, 0.5).tolist() == [
+        [-0.5, -0.5]
+    ]
 
 
 def floats(dtype):
