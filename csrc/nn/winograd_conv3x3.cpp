@@ -39,7 +39,7 @@ template <typename V>
 SF_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
-#include "winograd_kernels.inc"
+#include "winograd_kernels.h"
 #undef SF_TARGET
 }  // namespace plain
 
@@ -48,7 +48,7 @@ namespace avx2 {
 #define SF_TARGET __attribute__((target("arch=x86-64-v3")))
 constexpr int kLanes = 8, kRows = 6;
 SF_TARGET SF_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-#include "winograd_kernels.inc"
+#include "winograd_kernels.h"
 #undef SF_TARGET
 }  // namespace avx2
 
@@ -56,7 +56,7 @@ namespace avx512 {
 #define SF_TARGET __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
 constexpr int kLanes = 16, kRows = 12;
 SF_TARGET SF_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-#include "winograd_kernels.inc"
+#include "winograd_kernels.h"
 #undef SF_TARGET
 }  // namespace avx512
 #endif
