@@ -78,8 +78,8 @@ class APGD(RestartedAttack):
             checked_loss=value,
             halved=torch.zeros_like(value, dtype=torch.bool),
         )
+        path = _Path(*active.retire(misclassified(logits, active.y), path.x, *path))
         for k in range(1, self.steps + 1):
-            path = _Path(*active.retire(misclassified(logits, active.y), path.x, *path))
             if not active:
                 break
             x = ops.apgd_step_(
@@ -98,10 +98,10 @@ class APGD(RestartedAttack):
                 logits = model(x).float()
                 value = loss(logits)
             path = path.advanced(x, value, gradient if k < self.steps else path.gradient)
+            # Before a checkpoint, which may put the best iterate in the place of the one that these logits are of.
+            path = _Path(*active.retire(misclassified(logits, active.y), path.x, *path))
             if k in lengths and k < self.steps:
                 path = path.checked(lengths[k])
-        else:
-            path = _Path(*active.retire(misclassified(logits, active.y), path.x, *path))
         return path.best, path.best_loss
 
 

@@ -148,6 +148,35 @@ def test_momentum_begins_with_the_second_step(monkeypatch):
     assert torch.equal(calls[2].previous, calls[1].x)  # what was the iterate is the one before
 
 
+class BrokenAtCheckpoint:
+    """Three classes, 0 the true one, but at the image of the call ``at``: there class 1 wins, with a loss below all before."""
+
+    def __init__(self, at):
+        self.at, self.calls, self.found = at, -1, None
+
+    def __call__(self, x):
+        self.calls += 1
+        if self.calls == self.at:
+            self.found = x.detach().clone()
+        height = -0.01 * (x.flatten(1).mean(1) - 0.6).abs()  # a ridge, so that the iterates differ
+        right = torch.stack([1 - height, 0.9 + height, 0.9 + height], 1)
+        broken = torch.stack([1 - height, 1.5 + height, -5 + height], 1)
+        if self.found is None:
+            return right
+        return torch.where((x == self.found).flatten(1).all(1)[:, None], broken, right)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 10])
+def test_an_image_broken_at_a_checkpoint_is_not_given_up_for_the_best_iterate(step):
+    """Cross-entropy may fall as a third class is left behind, and then a checkpoint (3 and 5 of 10 steps) goes back."""
+    assert checkpoints(10)[1:3] == [3, 5]
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    model = BrokenAtCheckpoint(at=1 + step)  # calls: before the attack, at the start, after each step
+    result = APGD("linf", 0.2, steps=10).run(model, x, y)
+    assert torch.equal(result.images, model.found)
+    assert result.fooled.all()
+
+
 def test_reaches_the_best_point_for_two_linear_classes(draw_linear, norm):
     model, images = draw_linear(100, classes=2)
     distance = model.distance(images.x, images.y, norm)
