@@ -27,25 +27,45 @@ struct ApgdLinfRun {
   }
 };
 
+// The points whose projections are the results, a function of index.
+template <typename T>
+struct ApgdL2Point {
+  const T *x, *previous, *gradient, *origin;
+  GradientStep along;
+  Shrink shrink;
+  float momentum;
+  Box box;
+
+  SF_HD float operator()(int64_t i) const {
+    const float state = to_float(x[i]);
+    const float moved = l2_move(state, to_float(gradient[i]), along);
+    return apgd_l2_point(state, to_float(previous[i]), moved, to_float(origin[i]), shrink, momentum, box);
+  }
+};
+
+template <typename T>
+struct ApgdL2Displace {
+  ApgdL2Point<T> point;
+  float* t;
+
+  SF_HD void operator()(int64_t at, int64_t n) const {
+    SF_INDEPENDENT
+    for (int64_t i = at; i < at + n; ++i) t[i] = point(i) - to_float(point.origin[i]);
+  }
+};
+
 template <typename T>
 struct ApgdL2Sample {
   template <CpuCapability>
-  SF_HD static void run(const T* x, const T* previous, const T* gradient, const T* origin, T* out, float* point,
+  SF_HD static void run(const T* x, const T* previous, const T* gradient, const T* origin, T* out, float* t,
                         int64_t elements, float eps, float step, float momentum, Box box) {
     const GradientStep along = gradient_step(sum_squares(gradient, elements), step);
-    const Shrink first = l2_move_sample(x, gradient, origin, point, elements, eps, along);
-    alignas(64) float origin_buffer[kSumTile];
-    SampleSum sum;
-    for (int64_t at = 0; at < elements; at += kSumTile) {
-      const int64_t n = std::min(kSumTile, elements - at);
-      const float* center = padded_tile(origin + at, origin_buffer, n);
-      float* tile = point + at;
-      SF_INDEPENDENT
-      for (int64_t i = 0; i < n; ++i)
-        tile[i] = apgd_l2_point(to_float(x[at + i]), to_float(previous[at + i]), tile[i], center[i], first, momentum, box);
-      sum.add(at / kSumTile, sum_tile(SquareOfDifference{tile, center}));
-    }
-    l2_finish_sample(point, origin, out, elements, shrink_to(sum.total(), eps), box);
+    const Shrink first = shrink_sample(t, elements, eps, L2Displace<T>{x, gradient, origin, t, along});
+    const ApgdL2Point<T> point{x, previous, gradient, origin, along, first, momentum, box};
+    const Shrink last = shrink_sample(t, elements, eps, ApgdL2Displace<T>{point, t});
+    if (!last.inside) return pull_in_sample(t, origin, out, elements, last.factor, box);
+    SF_INDEPENDENT
+    for (int64_t i = 0; i < elements; ++i) out[i] = l2_settle<T>(point(i), to_float(origin[i]), box);
   }
 };
 
@@ -66,9 +86,9 @@ void apgd_step_kernel(const AttackArguments& a, BallNorm norm) {
                                    step[sample], momentum[sample], box);
       });
     } else {
-      for_samples(samples, elements, [&](int64_t sample, float* point) {
+      for_samples(samples, elements, [&](int64_t sample, float* t) {
         const int64_t at = sample * elements;
-        vectorized<ApgdL2Sample<T>>(x + at, previous + at, gradient + at, origin + at, out + at, point, elements,
+        vectorized<ApgdL2Sample<T>>(x + at, previous + at, gradient + at, origin + at, out + at, t, elements,
                                     valid_radius(eps[sample]), step[sample], momentum[sample], box);
       });
     }

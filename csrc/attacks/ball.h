@@ -54,18 +54,8 @@ SF_HD float sum_up(float a, float b) {
   return !(s.error <= 0.0f) ? next_up(s.sum) : s.sum;
 }
 
-// origin + t rounded towards the origin, so that no coordinate gets further from it than t.
-SF_HD float sum_towards(float origin, float t) {
-  const ExactSum s = exact_sum(origin, t);
-  const uint32_t sum_bits = bits_from_float(s.sum), t_bits = bits_from_float(t);
-  const bool beyond = s.error != 0.0f && static_cast<int32_t>(bits_from_float(s.error) ^ t_bits) < 0;
-  // One step against the sign of t: where sum and t have one sign, the magnitude shrinks.
-  const uint32_t step = static_cast<uint32_t>(static_cast<int32_t>(sum_bits ^ t_bits) >> 31 | 1);
-  return beyond ? float_from_bits(sum_bits - step) : s.sum;
-}
-
 // The value of T next to `value`, or one step further in where that lies outside [low, high]. `value` lies in this interval,
-// and so does some value of T. Never -0, which rounded bounds could give or not give, depending on how they are rounded.
+// and so does some value of T. Never -0, which bounds could give or not give, depending on how they are rounded.
 template <typename T>
 SF_HD T settle(float value, float low, float high) {
   T nearest = from_float<T>(value);
@@ -127,21 +117,36 @@ struct Shrink {
   float factor;  // else times this
 };
 
-// `squares` is the sum of the squares of the displacement, in double; its error is far below 2^-40. The factor allows for three
-// roundings to float that follow: its own, of the displacement and of their product. So small a factor that it has not all of
-// its digits becomes 0.
-SF_HD Shrink shrink_to(double squares, float eps) {
-  const double norm = sqrt_rounded(squares), radius = eps;
-  if (norm * (1 + 0x1p-40) <= radius) return {true, 1.0f};
-  const double factor = radius / norm * (1 - 0x1p-22);
-  return {false, factor < kSmallestNormal ? 0.0f : static_cast<float>(factor)};
+// A projected displacement is three roundings to float too long at most (of the factor, of a product, and of the comparison in
+// pulled_in), each of 2^-24: kShrink allows for six. kMargin allows for the rounding of the displacement itself; it is small
+// enough that a projected point counts as inside when it is measured again. The errors of the sums in double are below 2^-40.
+constexpr double kShrink = 1 - 3 * 0x1p-23;
+constexpr double kMargin = 1 + 3 * 0x1p-25;
+
+// Below this radius, or with a factor that is not a normal float, roundings are not small beside the result: the origin is taken.
+constexpr float kSmallestRadius = 0x1p-100f;
+
+SF_HD float shrink_factor(double norm, float eps) {
+  const double factor = eps / norm * kShrink;
+  return eps < kSmallestRadius || factor < kSmallestNormal ? 0.0f : static_cast<float>(factor);
 }
 
-// The point at `factor` times the displacement t from the origin, not further away in any coordinate. What lies below the
-// smallest normal float is dropped, because its rounding error is not small beside it.
+// `squares` is the sum in double of the squares of the displacement in float.
+SF_HD Shrink shrink_to(double squares, float eps) {
+  const double norm = sqrt_rounded(squares);
+  if (norm * kMargin <= eps) return {true, 1.0f};
+  return {false, shrink_factor(norm, eps)};
+}
+
+// The point at `factor` times the displacement t from the origin, and no further away from it in any coordinate: a sum that was
+// rounded away from the origin goes one float back.
 SF_HD float pulled_in(float origin, float t, float factor) {
   const float scaled = factor * t;
-  return sum_towards(origin, __builtin_fabsf(scaled) < kSmallestNormal ? 0.0f : scaled);
+  const float sum = origin + scaled;
+  const uint32_t bits = bits_from_float(sum);
+  // Against the sign of `scaled`: where both have one sign, the magnitude shrinks.
+  const uint32_t back = bits - static_cast<uint32_t>(static_cast<int32_t>(bits ^ bits_from_float(scaled)) >> 31 | 1);
+  return __builtin_fabsf(sum - origin) > __builtin_fabsf(scaled) ? float_from_bits(back) : sum;
 }
 
 SF_HD float l2_project(float value, float origin, Shrink shrink) {
@@ -153,6 +158,11 @@ template <typename T>
 SF_HD T l2_settle(float value, float origin, Box box) {
   const float boxed = clamp(value, box.lo, box.hi);
   return settle<T>(boxed, boxed < origin ? boxed : origin, boxed < origin ? origin : boxed);
+}
+
+template <>
+SF_HD float l2_settle<float>(float value, float, Box box) {
+  return clamp(value, box.lo, box.hi);
 }
 
 }  // namespace synthfast

@@ -16,11 +16,8 @@ SF_HD T linf_start(float origin, float uniform, float eps, Box box) {
   return linf_settle<T>(origin + eps * (2.0f * uniform - 1.0f), origin, eps, box);
 }
 
-// Of all D + 2 normals: a factor that makes a displacement of a normal.
-SF_HD float start_factor(double squares, float eps) {
-  const double factor = squares > 0.0 ? eps / sqrt_rounded(squares) * (1 - 0x1p-22) : 0.0;
-  return factor < kSmallestNormal ? 0.0f : static_cast<float>(factor);
-}
+// What makes a displacement of a normal, from the squares of all D + 2.
+SF_HD float start_factor(double squares, float eps) { return squares > 0.0 ? shrink_factor(sqrt_rounded(squares), eps) : 0.0f; }
 
 template <typename T>
 SF_HD T l2_start(float origin, float normal, float factor, Box box) {

@@ -13,11 +13,14 @@ namespace {
 template <typename T>
 struct L2StepSample {
   template <CpuCapability>
-  SF_HD static void run(const T* x, const T* gradient, const T* origin, T* out, float* moved, int64_t elements, float eps,
+  SF_HD static void run(const T* x, const T* gradient, const T* origin, T* out, float* t, int64_t elements, float eps,
                         float step, Box box) {
     const GradientStep along = gradient_step(sum_squares(gradient, elements), step);
-    const Shrink shrink = l2_move_sample(x, gradient, origin, moved, elements, eps, along);
-    l2_finish_sample(moved, origin, out, elements, shrink, box);
+    const Shrink shrink = shrink_sample(t, elements, eps, L2Displace<T>{x, gradient, origin, t, along});
+    if (!shrink.inside) return pull_in_sample(t, origin, out, elements, shrink.factor, box);
+    SF_INDEPENDENT
+    for (int64_t i = 0; i < elements; ++i)
+      out[i] = l2_settle<T>(l2_move(to_float(x[i]), to_float(gradient[i]), along), to_float(origin[i]), box);
   }
 };
 
@@ -30,9 +33,9 @@ void l2_step_kernel(const AttackArguments& a) {
     const T *x = const_data<T>(a.x), *gradient = const_data<T>(a.gradient), *origin = const_data<T>(a.origin);
     T* out = mutable_data<T>(a.out);
     const Box box = make_box<T>(a.lo, a.hi);
-    for_samples(samples, elements, [&](int64_t sample, float* moved) {
+    for_samples(samples, elements, [&](int64_t sample, float* t) {
       const int64_t at = sample * elements;
-      vectorized<L2StepSample<T>>(x + at, gradient + at, origin + at, out + at, moved, elements, valid_radius(eps[sample]),
+      vectorized<L2StepSample<T>>(x + at, gradient + at, origin + at, out + at, t, elements, valid_radius(eps[sample]),
                                   step[sample], box);
     });
   });

@@ -28,8 +28,8 @@ __device__ __forceinline__ double block_sum_squares(BlockSums& sums, const T* va
 }
 
 SF_HD double squared_distance(float a, float b) {
-  const double d = static_cast<double>(a) - static_cast<double>(b);
-  return d * d;
+  const double t = a - b;
+  return t * t;
 }
 
 // A sample's images after the gradient step, a chunk at a time.

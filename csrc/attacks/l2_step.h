@@ -5,20 +5,24 @@
 
 namespace synthfast {
 
-// The step per unit of gradient. A gradient that is zero or not finite gives no step at all.
+// The step per unit of gradient, as a power of two that brings the gradient's norm near 1, and the rest: one float could not
+// hold it for the norms that occur. A gradient that is zero or not finite gives no step at all.
 struct GradientStep {
   bool any;
-  double scale;
+  float unit, scale;
 };
 
 SF_HD GradientStep gradient_step(double squares, float step) {
-  const bool any = squares > 0.0 && squares < __builtin_inf();
-  return {any, any ? step / sqrt_rounded(squares) : 0.0};
+  if (!(squares > 0.0 && squares < __builtin_inf())) return {false, 0.0f, 0.0f};
+  const double norm = sqrt_rounded(squares);
+  const double within = norm < 0x1p-126 ? 0x1p-126 : norm > 0x1p126 ? 0x1p126 : norm;
+  const uint32_t exponent = bits_from_float(static_cast<float>(within)) & 0x7f800000u;
+  const float unit = float_from_bits((254u << 23) - exponent);
+  return {true, unit, static_cast<float>(step / (norm * unit))};
 }
 
-// In double, because the scale of a small gradient is beyond floats.
 SF_HD float l2_move(float x, float gradient, GradientStep step) {
-  const float moved = static_cast<float>(x + step.scale * gradient);
+  const float moved = x + step.scale * (gradient * step.unit);
   return step.any ? moved : x;
 }
 

@@ -41,15 +41,6 @@ struct SquareOf {
   }
 };
 
-struct SquareOfDifference {
-  const float* a;
-  const float* b;
-  SF_HD double operator()(int i) const {
-    const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    return d * d;
-  }
-};
-
 // The tiles of a sample on the CPU.
 struct SampleSum {
   double classes[kSumClasses] = {};

@@ -97,7 +97,8 @@ def l2_step(
         v = clamp(origin + t min(1, eps / ||t||), lo, hi)
 
     Arguments and errors as in :func:`linf_step`; norms are over each sample. A point that needs no projection is stored as it is
-    (in 16-bit types rounded towards the origin); a projected one lies up to 2^-22 eps further in.
+    (in 16-bit types rounded towards the origin); a projected one lies about 4e-7 eps further in, and a radius below 2^-100 counts
+    as 0 for it.
     """
     return _ops.l2_step(x, gradient, origin, _per_sample(eps, x), _per_sample(step_size, x), lo, hi)
 

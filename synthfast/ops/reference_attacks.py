@@ -12,7 +12,7 @@ from torch import Tensor
 from synthfast.ops.reference import is_dense, philox_normal_, philox_uniform_
 
 _ATTACK = 6  # synthfast.ops.Stream.ATTACK; this module imports nothing that loads the extension
-_SHRINK = 1 - 2.0**-22  # what the kernels allow for their roundings
+_SHRINK = 1 - 3 * 2.0**-23  # what the kernels allow for their roundings
 
 
 def _column(value: Tensor | float, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

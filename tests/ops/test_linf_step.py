@@ -69,7 +69,7 @@ def batches(draw, dtype):
     return {"x": x, "gradient": gradient, "origin": origin, "eps": eps, "step_size": step, "lo": lo, "hi": hi}
 
 
-@hypothesis.settings(max_examples=400, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=250, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(data=st.data())
 def test_inside_for_any_numbers(assert_inside, same_bits, dtype, data):
     a = data.draw(batches(dtype))
