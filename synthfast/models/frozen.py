@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -326,16 +326,21 @@ def _rewritten(module: fx.GraphModule) -> fx.GraphModule:
         norm = after = None
         relu, source, last = False, node.args[0], node
         users = list(node.users)
-        if len(users) == 1 and _is_norm(target(users[0])):
+        if len(users) == 1 and _is_norm(target(users[0])) and not _writes(node, users[0], target):
             last, after = users[0], target(users[0])
         removed = [node] if last is node else [last, node]
         if _fits_winograd(conv) and _is_relu(source, target) and len(source.users) == 1:
             before = source.args[0]
-            # An activation in place changes its input for other users as well: then it must stay.
-            if isinstance(before, fx.Node) and (len(before.users) == 1 or not _is_in_place(source, target)):
+            # The input is read and kept in place of the activation's result: nobody may write into it, the activation included.
+            end = next(reversed(graph.nodes))
+            if isinstance(before, fx.Node) and (len(before.users) == 1 or not _writes(source, end, target)):
                 removed.append(source)
                 relu, source = True, before
-                if _is_norm(target(source)) and len(source.users) == 1:
+                if (
+                    _is_norm(target(source))
+                    and len(source.users) == 1
+                    and not _writes(source, last, target, but=removed)
+                ):
                     removed.append(source)
                     norm, source = target(source), source.args[0]
         key = (id(conv), id(norm), relu, id(after))
@@ -355,7 +360,7 @@ def _rewritten(module: fx.GraphModule) -> fx.GraphModule:
         for mine, other in (node.args, node.args[::-1]) if node.target is not operator.iadd else (node.args,):
             layer = target(mine)
             alone = isinstance(layer, FrozenConv) and len(mine.args) == 1 and len(mine.users) == 1
-            if alone and layer.may_transform and other is not mine:
+            if alone and layer.may_transform and other is not mine and not _writes(mine, node, target):
                 with graph.inserting_after(node):
                     new = graph.call_module(mine.target, (mine.args[0], other))
                 node.replace_all_uses_with(new)
@@ -366,6 +371,17 @@ def _rewritten(module: fx.GraphModule) -> fx.GraphModule:
     module.delete_all_unused_submodules()
     module.recompile()
     return module
+
+
+def _writes(first: fx.Node, last: fx.Node, target, but: Sequence[fx.Node] = ()) -> bool:
+    """Whether an operation from ``first`` to before ``last`` may write into a tensor, so that what one of them reads cannot be
+    read later; those in ``but`` aside."""
+    node = first
+    while node is not last:
+        if node not in but and _is_in_place(node, target):
+            return True
+        node = node.next
+    return False
 
 
 def _is_relu(node: object, target) -> bool:
@@ -379,10 +395,11 @@ def _is_relu(node: object, target) -> bool:
 
 
 def _is_in_place(node: fx.Node, target) -> bool:
+    """As its name or an argument says; True in doubt."""
     if node.op == "call_module":
-        return target(node).inplace
-    in_place = node.kwargs.get("inplace", len(node.args) > 1 and node.args[1])
-    return bool(in_place) or node.target in ("relu_", F.relu_, torch.relu_)
+        return bool(getattr(target(node), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
+    return name.endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
 
 
 def _is_addition(node: fx.Node) -> bool:

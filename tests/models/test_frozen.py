@@ -352,3 +352,39 @@ def test_what_looks_alike_but_is_not(generator):
     assert isinstance(f._fast, fx.GraphModule)
     agree(logits_and_gradient(f, x), evaluated(net, x))
     assert len(f._layers) == 2  # the convolution with and without a ReLU
+
+
+class Writes(nn.Module):
+    """Something writes into what a convolution has read, before that convolution could go along with what follows it."""
+
+    def __init__(self, write, place):
+        super().__init__()
+        self.conv, self.norm, self.write, self.place = nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16), write, place
+
+    def forward(self, x):
+        x = x * 1
+        if self.place == "relu":
+            a = F.relu(x)
+            self.write(x)
+            return self.conv(a) + x
+        y = self.conv(F.relu(x))
+        self.write(x)
+        return self.norm(y) if self.place == "norm" else y + x
+
+
+WRITES = {
+    "method": lambda x: x.mul_(-1),
+    "argument": lambda x: F.elu(x - 1, 1.0, True) + F.silu(x, inplace=True),
+    "module": nn.SiLU(inplace=True),
+}
+
+
+@needs_vectors
+@pytest.mark.parametrize("place", ["relu", "norm", "sum"])
+@pytest.mark.parametrize("write", WRITES)
+def test_nothing_is_read_later_than_it_is_written_to(generator, write, place):
+    net = Writes(WRITES[write], place).eval()
+    x = torch.randn(4, 16, 8, 8, generator=generator)
+    f = freeze(net)
+    assert isinstance(f._fast, fx.GraphModule) and count(f, x)["winograd_conv3x3"] == 1
+    agree(logits_and_gradient(f, x), evaluated(net, x))
