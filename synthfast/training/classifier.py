@@ -38,7 +38,6 @@ from synthfast.training.state import load_notes, load_state, save_state
 _FREE = ("out", "recipe", "dataset", "synthetic", "image_size", "data_dir", "download", "device", "compile")
 _OPTIONS = {"data": "--dataset or --synthetic (their images)", "pseudo_labels": "--pseudo-labels (its weights)"}
 _BETA = 6.0  # of trades where none is given: 1 / lambda of Zhang et al. 2019 on CIFAR-10
-_VALIDATION_STAGE = 1  # attack starts of training have stage 0
 
 
 def train_classifier(

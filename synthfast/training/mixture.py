@@ -21,7 +21,8 @@ from synthfast.models.frozen import freeze
 from synthfast.training.batches import EpochOrder, read_batch, to_unit
 from synthfast.training.loop import open_in_turn
 
-_HELD_OUT_STREAM = 2**32  # the orders of the sets have the streams 0, 1, ...
+# The orders of the sets have the streams 0, 1, ...; one word, for numpy takes a seed of (s, 2**32, 0) for one of (s, 0, 1).
+_HELD_OUT_STREAM = 2**32 - 1
 _LABEL_BATCH = 512
 
 
@@ -164,6 +165,11 @@ def _pseudo_labelled(
     sets: list[ImageSet], fingerprints: list[str], config: ClassifierConfig, ranks: Ranks
 ) -> tuple[str, list[ImageSet]]:
     """The SHA-256 of the classifier's weights, and the sets, those without labels with the ones it gives."""
+    if not Path(str(config.pseudo_labels)).is_dir():
+        raise UsageError(
+            f"--pseudo-labels {config.pseudo_labels}: expected the checkpoint folder of a classifier, found no folder; "
+            "check the path"
+        )
     model, description = load_classifier(config.pseudo_labels, ranks.device)
     if all(images.labels is not None for images in sets):
         raise UsageError(f"--pseudo-labels {config.pseudo_labels}: all synthetic folders have labels; leave it out")

@@ -13,7 +13,7 @@ from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.training import mixture
-from synthfast.training.batches import read_batch, to_unit
+from synthfast.training.batches import EpochOrder, read_batch, to_unit
 from synthfast.training.mixture import open_mixture
 
 CPU = torch.device("cpu")
@@ -57,6 +57,12 @@ def test_what_is_held_out_depends_on_the_seed(opened):
     parts = [keys(opened(validation=50, seed=seed).validation) for seed in (0, 0, 1)]
     assert parts[0] == parts[1] and len(set(parts[0]) & set(parts[2])) < 25
     assert len(set(opened(validation=50).validation.labels)) == 10
+
+
+def test_the_draw_of_what_is_held_out_is_no_pass_of_training():
+    orders = [EpochOrder(500, 3, stream) for stream in (mixture._HELD_OUT_STREAM, 0, 1)]
+    passes = {order[first : first + 500].tobytes() for order in orders for first in (0, 500, 1000)}
+    assert len(passes) == 9
 
 
 def test_real_images_serve_for_validation_alone_where_all_training_images_are_synthetic(opened, copies):
@@ -161,8 +167,14 @@ def test_pseudo_labels_that_do_not_fit(opened, copies, unlabelled, labeller, fit
         opened(synthetic=(unlabelled,))
     with pytest.raises(UsageError, match=r"^--pseudo-labels .*: all synthetic folders have labels; leave it out$"):
         opened(synthetic=(copies,), pseudo_labels=labeller)
+    weights = str(tmp_path / "labeller" / "model.safetensors")  # a file does not tell what network it is of
+    for path in (str(tmp_path / "nowhere"), weights):
+        with pytest.raises(
+            UsageError, match=rf"^--pseudo-labels {path}: expected the checkpoint folder of a classifier"
+        ):
+            opened(synthetic=(unlabelled,), pseudo_labels=path)
     with pytest.raises(SynthfastError, match="no checkpoint here"):
-        opened(synthetic=(unlabelled,), pseudo_labels=str(tmp_path / "nowhere"))
+        opened(synthetic=(unlabelled,), pseudo_labels=str(tmp_path))
     wide = write_shards(tmp_path / "wide", np.zeros((20, 9, 9, 1), np.uint8), None, classes=None)
     with pytest.raises(UsageError, match=r"was trained on images \[8, 8, 1\], .*wide has \[9, 9, 1\]"):
         opened(synthetic=(wide,), pseudo_labels=labeller)
