@@ -16,6 +16,7 @@ from synthfast.attacks.pgd import PGD
 from synthfast.config import ClassifierConfig
 from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
+from synthfast.errors import UsageError
 from synthfast.models.classifiers import default_classifier, make_classifier
 from synthfast.models.frozen import freeze
 from synthfast.training import objectives
@@ -70,7 +71,11 @@ class _Job(Job[tuple[Tensor, Tensor]]):
     def __init__(self, config: ClassifierConfig, ranks: Ranks) -> None:
         self.ranks, self.folder, device = ranks, Path(config.out), ranks.device
         self.config = config
-        self._share()
+        if self._share() < 2:
+            raise UsageError(
+                f"--batch-size {config.batch_size}: expected at least 2 images for each of the {ranks.world_size} ranks, for the "
+                "network has batch norm; enlarge it"
+            )
         self.data = open_mixture(config, ranks)
         self.config = config = _resolved(config, self.data, device)
         shape, classes = self.data.reference.shape, self.data.reference.classes

@@ -380,6 +380,14 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path, ranks):
         train_classifier(ClassifierConfig(out=str(tmp_path), batch_size=32), alone)
 
 
+def test_a_rank_with_one_image_is_refused(tmp_path):
+    alone = Ranks("cpu")
+    alone.world_size = 4
+    message = "^--batch-size 4: expected at least 2 images for each of the 4 ranks, for the network has batch norm; enlarge it$"
+    with pytest.raises(UsageError, match=message):
+        train_classifier(ClassifierConfig(out=str(tmp_path), batch_size=4), alone)
+
+
 def test_a_network_that_is_not_there(fit, tmp_path):
     with pytest.raises(UsageError, match=r"^resnet-19: expected a depth of 18 or 34") as caught:
         fit(tmp_path / "run", model="resnet-19")
