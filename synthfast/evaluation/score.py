@@ -76,6 +76,8 @@ def score_robust(
 
 def open_inputs(config: AccuracyConfig | RobustConfig, ranks: Ranks) -> tuple[nn.Module, ImageSet, Path]:
     """The classifier, the labelled images that fit it, and the file with its weights."""
+    if config.out is not None and Path(config.out).is_dir():  # now, and not when the result is lost
+        raise UsageError(f"--out {config.out}: expected a file, found a folder; choose another name")
     path = Path(config.classifier or "")
     images = open_images(config.dataset, data_dir=Path(config.data_dir), image_size=config.image_size)
     if images.labels is None:

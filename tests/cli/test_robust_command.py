@@ -181,3 +181,9 @@ def test_images_that_do_not_fit_are_refused(cli, classifier, tmp_path):
     ran = cli("score", "robust", "--classifier", classifier, "--dataset", source, *QUICK)
     expected = f"{source}: expected images [8, 8, 1] in 10 classes as {classifier} was trained on, found [9, 9, 1] in 4"
     assert ran.status == 2 and ran.error.startswith(expected)
+
+
+@pytest.mark.parametrize("command", ["accuracy", "robust"])
+def test_a_folder_as_result_file_is_refused_before_anything_is_computed(cli, tmp_path, command):
+    ran = cli("score", command, "--classifier", tmp_path / "none", "--out", tmp_path, "--device", "cpu")
+    assert ran.status == 2 and ran.error == f"--out {tmp_path}: expected a file, found a folder; choose another name"
