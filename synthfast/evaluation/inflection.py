@@ -18,7 +18,7 @@ from typing import Any
 
 from synthfast.artifacts import atomic_write_json, read_json
 from synthfast.config import ClassifierConfig, InflectionConfig, make_config, read_toml
-from synthfast.data import ImageSet, open_images
+from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
@@ -28,6 +28,7 @@ from synthfast.evaluation.score import check_fits, make_attacks
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
 from synthfast.training import train_classifier
+from synthfast.training.loop import open_in_turn
 
 SCORE_FILE = "score.json"
 _PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")
@@ -121,9 +122,10 @@ def inflection_result(
     test = open_images(config.test, data_dir=Path(config.data_dir), image_size=config.image_size)
     if test.labels is None:
         raise UsageError(f"--test {config.test}: has no labels, expected some; choose another source")
-    synthetic = [open_images(folder) for folder in config.synthetic]
+    synthetic = [ShardSet(folder) for folder in config.synthetic]
     plan = Plan.of(config, min(len(images) for images in synthetic))
     settings = {method: training_settings(config, method) for method in plan.methods}
+    _check_alike(open_in_turn(settings[plan.methods[0]], ranks), test, synthetic)
     runs = list(plan.runs())
     results: dict[Run, dict[str, Any]] = {}
     for number, run in enumerate(runs, start=1):
@@ -160,6 +162,17 @@ def training_settings(config: InflectionConfig, method: str) -> ClassifierConfig
     if method != "trades":
         values.pop("beta", None)
     return make_config(ClassifierConfig, values, config.train or "")
+
+
+def _check_alike(real: ImageSet, test: ImageSet, synthetic: Sequence[ImageSet]) -> None:
+    """UsageError, before anything is trained, unless all images are like the real training images."""
+    for option, images in (("--test", test), *(("--synthetic", images) for images in synthetic)):
+        other_classes = images.labels is not None and images.classes != real.classes
+        if images.shape != real.shape or other_classes:
+            raise UsageError(
+                f"{option} {images.name}: expected images {list(real.shape)} in {real.classes} classes like {real.name}, "
+                f"found {list(images.shape)} in {images.classes}; choose a source that fits"
+            )
 
 
 def _train_and_test(
@@ -243,7 +256,8 @@ def _values(results: Mapping[Run, Mapping[str, Any]], method: str, count: int, m
 
 
 def verdict(curves: Mapping[str, Any]) -> list[str]:
-    """A sentence for each method and metric: from how many synthetic images on the gain's whole interval lies above 0."""
+    """A sentence for each method and metric: from how many synthetic images on the gain's whole interval lies above 0, for that
+    number and all larger ones."""
     lines = []
     for method, curve in curves.items():
         for metric, name in zip(_METRICS, ("accuracy", "robust accuracy"), strict=True):
@@ -260,9 +274,13 @@ def _sentence(gains: Mapping[int, Any]) -> str:
         return f"{value} with {max(known):,} synthetic images; one seed gives no interval"
     low, high = (100 * bound for bound in last["ci"])
     value += f" [{low:+.1f}, {high:+.1f}] with {max(known):,} synthetic images"
-    first = next((count for count, gain in sorted(known.items()) if gain["ci"][0] > 0), None)
-    if first is not None:
+    certain = [gain["ci"][0] > 0 for _, gain in sorted(known.items())]
+    if certain[-1]:
+        first = sorted(known)[max((k + 1 for k, above in enumerate(certain) if not above), default=0)]
         return f"{value}; the inflection point is crossed (from {first:,} on)"
+    if any(certain):
+        some = ", ".join(f"{count:,}" for count, above in zip(sorted(known), certain, strict=True) if above)
+        return f"{value}; a gain is certain with {some} alone"
     if all(gain["ci"][1] < 0 for gain in known.values()):
         return f"{value}; the synthetic images hurt"
     return f"{value}; no gain is certain"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from synthfast.cli.main import main
 
@@ -104,3 +105,19 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(cli, samples, tmp_pa
     ran = cli("inflection", "--synthetic", samples, "--train", file, *arguments, "--out", tmp_path / "out")
     assert ran.status == 2 and ran.error.startswith(message.replace("FILE", str(file)))
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_do_not_fit_are_refused_before_anything_is_trained(cli, samples, tmp_path):
+    np.savez(tmp_path / "two.npz", image=np.zeros((4, 8, 8), np.uint8), label=np.arange(4) % 2)
+    source, out = f"npz:{tmp_path / 'two.npz'}", tmp_path / "out"
+    ran = cli("inflection", "--synthetic", samples, "--test", source, *QUICK, "--out", out)
+    expected = f"--test {source}: expected images [8, 8, 1] in 10 classes like digits"
+    assert ran.status == 2 and ran.error.startswith(expected) and not out.exists()
+    ran = cli("inflection", "--synthetic", samples, "--dataset", source, "--test", source, *QUICK, "--out", out)
+    expected = f"--synthetic {samples}: expected images [8, 8, 1] in 2 classes like {source}"
+    assert ran.status == 2 and ran.error.startswith(expected) and not out.exists()
+
+
+def test_synthetic_images_must_be_shards_before_anything_is_trained(cli, tmp_path):
+    ran = cli("inflection", "--synthetic", "digits", *QUICK, "--out", tmp_path / "out")
+    assert ran.status in (1, 2) and ran.error.startswith("digits") and not (tmp_path / "out").exists()

@@ -102,6 +102,22 @@ def test_the_verdict_names_the_first_number_from_which_on_it_helps():
     )
 
 
+@pytest.mark.parametrize(
+    ("most", "sentence"),
+    [
+        ((0.5, 0.4, 0.6), "with 2,000 synthetic images; a gain is certain with 500 alone"),
+        ((0.5, 0.6, 0.71), "with 2,000 synthetic images; the inflection point is crossed (from 2,000 on)"),
+    ],
+)
+def test_a_gain_that_more_images_lose_is_not_a_gain_from_there_on(most, sentence):
+    found = results((0.4, 0.5, 0.6), (0.45, 0.56, 0.65))  # certain with 500, not with 1,000
+    for count, robust in ((1000, (0.5, 0.4, 0.6)), (2000, most)):
+        for seed in range(3):
+            metrics = {"accuracy": {"value": 0.9}, "robust_accuracy": {"value": robust[seed]}}
+            found[Run("pgd", count, seed)] = {"metrics": metrics}
+    assert verdict(compare(found)["curves"])[1].endswith(sentence)
+
+
 def test_one_seed_has_no_interval():
     one = {run: score for run, score in results((0.4, 0.5, 0.6), (0.5, 0.5, 0.6)).items() if run.seed == 0}
     curves = compare(one)["curves"]
