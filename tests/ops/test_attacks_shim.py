@@ -21,7 +21,7 @@ from torch import Tensor
 from synthfast import ops
 
 SHIM = Path(__file__).parent.parent / "shim" / "attacks.cpp"
-FORWARD, REVERSE, RANDOM = range(3)
+FORWARD, REVERSE, RANDOM, GREEDY = range(4)
 # Chunks of 4 and 8 elements, tiles of 512 (a warp each), blocks of 8 warps, and the two normals more of ball_start.
 SIZES = (1, 3, 4, 7, 8, 9, 31, 256, 510, 511, 513, 1500, 4095, 4097, 9000)
 
@@ -103,7 +103,7 @@ def test_steps_grid_and_thread_order(shim, attack_inputs, same_bits, norm, apgd)
     for shape in ((5, 1100), (3, 4500), (40, 5)):
         a = sized(attack_inputs(shape, torch.float32), norm)
         expected = expected_step(a, norm, apgd)
-        for grid, order in itertools.product((1, 2, 7), (FORWARD, REVERSE, RANDOM)):
+        for grid, order in ((1, FORWARD), (2, FORWARD), (2, REVERSE), (2, RANDOM), (2, GREEDY)):
             ours = run_step(shim, a, norm, apgd=apgd, grid=grid, order=order, in_place=True)
             same_bits(ours, expected, (shape, grid, order))
 
@@ -141,6 +141,6 @@ def test_starts(shim, attack_inputs, same_bits, dtype, norm):
         a = sized(attack_inputs((3, elements), dtype), norm)
         arguments = (a["origin"], index, a["eps"], norm, -(2**62) + 3, 2**24 - 2)
         same_bits(run_start(shim, *arguments), ops.ball_start(*arguments), elements)
-    for grid, order, misalign in itertools.product((1, 2), (FORWARD, REVERSE, RANDOM), (0, 4)):
+    for grid, order, misalign in itertools.product((1, 2), (FORWARD, REVERSE, RANDOM, GREEDY), (0, 4)):
         ours = run_start(shim, *arguments, grid=grid, order=order, misalign=misalign, lo=0.1, hi=0.9)
         same_bits(ours, ops.ball_start(*arguments, 0.1, 0.9), (grid, order, misalign))

@@ -1,9 +1,10 @@
 // Runs CUDA kernels on the CPU under plain g++, for tests: the device code is compiled as it stands.
 //
 // One OS thread plays the GPU. Every CUDA thread of a block is a fiber (ucontext); __syncthreads, __syncwarp and the shuffles
-// yield to a scheduler, which runs the threads in forward, reverse or random order. A barrier that not all threads reach is
-// reported as an error. Seen: wrong indices, missing or divergent barriers, dependence on thread order. Not seen: races finer
-// than the intervals between barriers, anything under __CUDA_ARCH__, launch and stream code, speed.
+// yield to a scheduler, which runs the threads in forward, reverse or random order, or greedily: a warp as far as it gets before
+// the next has its turn. A barrier that not all threads reach is reported as an error. Seen: wrong indices, missing or divergent
+// barriers, dependence on thread order. Not seen: races finer than the intervals between barriers, anything under __CUDA_ARCH__,
+// launch and stream code, speed.
 //
 // Include it before the .cuh under test. It needs no CUDA toolkit.
 #pragma once
@@ -35,7 +36,7 @@ inline dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim, gridDim;
 
 namespace shim {
 
-enum class Order { kForward, kReverse, kRandom };
+enum class Order { kForward, kReverse, kRandom, kGreedy };
 enum class State { kReady, kBlockBarrier, kWarpBarrier, kDone };
 
 constexpr size_t kStackBytes = 64 << 10;
@@ -105,8 +106,11 @@ inline void run_block(int thread_count, Order order, std::mt19937& random, const
   for (;;) {
     if (order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), random);
     bool progress = false;
+    int warp = -1;  // the only one that runs in this round, if greedy
     for (int t : turns) {
       if (current.threads[t].state != State::kReady) continue;
+      if (order == Order::kGreedy && warp >= 0 && t / 32 != warp) continue;
+      warp = t / 32;
       progress = true;
       current.current = t;
       const unsigned u = static_cast<unsigned>(t);
