@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from synthfast.config import make_config, read_toml, to_toml
+from synthfast.config import make_config, number, read_toml, to_toml
 from synthfast.errors import UsageError
 
 Config = TypeVar("Config")
@@ -26,13 +25,9 @@ class _Float(click.ParamType):
         if isinstance(value, float):
             return value
         try:
-            above, _, below = str(value).partition("/")
-            number = float(above) / float(below) if below else float(above)
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"expected a number such as 0.5 or 8/255, found {value!r}", param, ctx)
-        if math.isnan(number):
-            self.fail(f"expected a number, found {value!r}", param, ctx)
-        return number
+            return number(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def config_options(cls: type) -> Callable[[Callable], Callable]:

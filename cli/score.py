@@ -38,8 +38,8 @@ def robust(config: RobustConfig) -> None:
     goes on where it stopped. Several GPUs share the images under torchrun, with the same result.
     """
     from synthfast.distributed import Ranks
-    from synthfast.evaluation.robust import Progress
-    from synthfast.evaluation.score import score_robust
+    from synthfast.evaluation.robust import Progress, remove_progress
+    from synthfast.evaluation.score import progress_folder, score_robust
 
     with Ranks(config.device) as ranks, Bar("attacking") as bar:
 
@@ -58,6 +58,8 @@ def robust(config: RobustConfig) -> None:
             ]
         lines += [f"warning: {line}" for line in result["warnings"]]
         _give(result, config.out, config.json, lines)
+        if (folder := progress_folder(config)) is not None:
+            remove_progress(folder)
 
 
 def _line(result: dict[str, Any], metric: str, where: str) -> str:

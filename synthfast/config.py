@@ -1,6 +1,6 @@
 """One dataclass a stage: every option, its default and its help, once. The command line and TOML files are made from them.
 
-A TOML file holds the field names at its top level (``steps = 4000``); unknown keys and wrong types are errors. This module
+A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are errors. This module
 imports no torch, so that ``synthfast --help`` is quick.
 """
 
@@ -153,7 +153,8 @@ class ClassifierConfig:
     out: str = option("runs/classifier", "Folder for the checkpoint.", metavar="DIR")
     recipe: str | None = option(
         None,
-        "proxy (Sehwag et al. 2022), edm (Wang et al. 2023) or a TOML file: settings that options and --config override.",
+        "proxy (Sehwag et al. 2022) or edm (Wang et al. 2023), both for CIFAR-10, or a TOML file: settings that options and "
+        "--config override.",
         metavar="NAME",
     )
     model: str = option(
@@ -241,7 +242,8 @@ class ClassifierConfig:
         )
         _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
         if self.fraction is not None and self.fraction > 0 and not self.synthetic:
-            raise UsageError(f"--fraction {self.fraction}: expected --synthetic DIR beside it, found none; add one")
+            whose = "" if self.recipe is None else f" (of --recipe {self.recipe})"
+            raise UsageError(f"--fraction {self.fraction}{whose}: expected --synthetic DIR beside it, found none; add one")
         for name in ("synthetic_n", "pseudo_labels"):
             value = getattr(self, name)
             if value is not None and not self.synthetic:
@@ -509,6 +511,18 @@ def _suitable(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in recipe.items() if name not in without}
 
 
+def number(text: str) -> float:
+    """A number from text such as "0.5" or "8/255"; ValueError with what was expected."""
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if below else float(above)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"expected a number such as 0.5 or 8/255, found {text!r}")
+    return value
+
+
 def _checked(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type: str, int, float, bool, tuple[str, ...], or one of these or None."""
     alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -521,6 +535,11 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         raise UsageError(f"{where}: expected a list of strings, found {value!r}")
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
+    if kind is float and isinstance(value, str):
+        try:
+            return number(value)
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
     if type(value) is not kind:
         names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
         raise UsageError(f"{where}: expected {names[kind]}, found {value!r}")
@@ -532,7 +551,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such configuration file; check --config") from None
+        raise UsageError(f"{path}: no such configuration file; check the path") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an endless integer
         raise UsageError(f"{path}: not a readable TOML file ({error}); correct it") from None
 

@@ -306,7 +306,7 @@ def test_a_recipe_leaves_out_what_belongs_to_another_choice_than_the_one_given(g
     ("text", "message"),
     [
         ("lrr = 0.1", "unknown key 'lrr'; expected one of dataset, "),
-        ('lr = "0.1"', "lr: expected a number, found '0.1'"),
+        ('lr = "fast"', "lr: expected a number such as 0.5 or 8/255, found 'fast'"),
         ("lr = -1.0", "--lr -1.0: expected a positive number"),
         ('recipe = "edm"', "recipe: a recipe names no other; take its values over"),
         ("eps = 0.1", "--eps 0.1: method standard does not use it; add --method pgd or trades"),
@@ -373,3 +373,15 @@ def test_the_usual_radius_of_each_norm():
 def test_the_module_needs_no_torch():
     code = "import synthfast.config, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_number_may_be_a_fraction_in_quotes():
+    made = make_config(ClassifierConfig, {"method": "pgd", "eps": "8/255", "lr": "0.05"})
+    assert made.eps == 8 / 255 and made.lr == 0.05
+    with pytest.raises(UsageError, match=r"^file: eps: expected a number such as 0\.5 or 8/255, found '8/0'$"):
+        make_config(ClassifierConfig, {"method": "pgd", "eps": "8/0"}, "file")
+
+
+def test_a_recipe_without_synthetic_images_says_whose_fraction_it_is():
+    with pytest.raises(UsageError, match=r"--fraction 0\.7 \(of --recipe edm\): expected --synthetic DIR beside it"):
+        make_config(ClassifierConfig, {"recipe": "edm"})

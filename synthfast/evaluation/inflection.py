@@ -4,6 +4,7 @@ Sehwag et al. (2022), "Robust learning meets generative models: can proxy distri
 generator has crossed the inflection point when classifiers trained on its images beside the real ones are better than those
 trained on the real ones alone. Here both are trained with the same number of steps and the same seeds, so that the difference
 is paired: a gain is the mean over seeds of (real + synthetic) - (real only), with its interval by Student's t.
+The interval says how far training runs scatter, on these test images; it does not include the choice of the test images.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthfast import __version__
 from synthfast.artifacts import atomic_write_json, read_json
 from synthfast.config import ClassifierConfig, InflectionConfig, make_config, read_toml
 from synthfast.data import ImageSet, ShardSet, open_images
@@ -23,7 +25,7 @@ from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
 from synthfast.evaluation.result import result_json
-from synthfast.evaluation.robust import attack_facts, run_attacks, scores
+from synthfast.evaluation.robust import attack_facts, remove_progress, run_attacks, scores
 from synthfast.evaluation.score import check_fits, make_attacks
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
@@ -31,6 +33,7 @@ from synthfast.training import train_classifier
 from synthfast.training.loop import open_in_turn
 
 SCORE_FILE = "score.json"
+PROGRESS_FOLDER = "score.progress"
 _PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")
 _FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
 _METRICS = ("accuracy", "robust_accuracy")
@@ -191,8 +194,16 @@ def _train_and_test(
     model, description = load_classifier(folder, ranks.device)
     check_fits(test, description, str(folder))
     attacks = make_attacks(config, test.classes or 0)
-    facts = {"weights": description["sha256"], "data": test.fingerprint(), "attacks": attack_facts(attacks)}
-    facts = json.loads(json.dumps({**facts, "count": config.n}))
+    facts = {
+        "weights": description["sha256"],
+        "data": test.fingerprint(),
+        "attacks": attack_facts(attacks),
+        "count": config.n,
+        "batch_size": config.attack_batch_size,
+        "device": ranks.device.type,
+        "synthfast": __version__,
+    }
+    facts = json.loads(json.dumps(facts))
     path = folder / SCORE_FILE
     if path.exists():
         found = read_json(path, "score")
@@ -205,7 +216,7 @@ def _train_and_test(
         ranks,
         count=config.n,
         batch_size=config.attack_batch_size,
-        progress=folder / "score.progress",
+        progress=folder / PROGRESS_FOLDER,
         facts=facts,
         report=lambda p: tell(f"{p.attack}, {p.done:,} of {p.total:,} images"),
     )
@@ -213,6 +224,7 @@ def _train_and_test(
     ranks.barrier()
     if ranks.is_first:
         atomic_write_json(path, {"facts": facts, "scores": result})
+        remove_progress(folder / PROGRESS_FOLDER)
     ranks.barrier()
     return result
 
@@ -232,7 +244,7 @@ def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
         curve: dict[str, list[Any]] = {"synthetic": counts}
         for metric in _METRICS:
             values = {count: _values(results, method, count, metric) for count in counts}
-            curve[metric] = [mean_interval(values[count]) for count in counts]
+            curve[metric] = [_within_unit(mean_interval(values[count])) for count in counts]
             curve[f"{metric}_gain"] = [
                 None if count == 0 else mean_interval([a - b for a, b in zip(values[count], values[0], strict=True)])
                 for count in counts
@@ -247,6 +259,13 @@ def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
         run.name: {metric: scores["metrics"][metric]["value"] for metric in _METRICS} for run, scores in results.items()
     }
     return {"metrics": metrics, "curves": curves, "runs": runs}
+
+
+def _within_unit(value: dict[str, Any]) -> dict[str, Any]:
+    """An accuracy whose interval is cut to [0, 1]: Student's t knows no bounds."""
+    if value["ci"] is not None:
+        value["ci"] = [max(0.0, value["ci"][0]), min(1.0, value["ci"][1])]
+    return value
 
 
 def _values(results: Mapping[Run, Mapping[str, Any]], method: str, count: int, metric: str) -> list[float]:

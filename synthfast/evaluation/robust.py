@@ -26,6 +26,7 @@ from synthfast.parallel import in_order
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 CLEAN = "clean"
+_FACTS_FILE = "facts.json"
 _WRONG, _STANDING = 0, np.iinfo(np.int64).max
 
 
@@ -89,12 +90,13 @@ def run_attacks(
         attacks: name and attack, in order.
         ranks: entered; every rank calls this with the same arguments.
         count: only the first ``count`` images.
-        progress: folder that holds what is finished, so that an interrupted call goes on; removed at the end.
+        progress: folder that holds what is finished, so that an interrupted call goes on. When the verdicts are safe, call
+            :func:`remove_progress`.
         facts: JSON values that must be the same when it goes on: weights, data, attacks.
         report: called on rank 0 after every batch.
 
     Raises:
-        UsageError: no labels, or a progress folder of another evaluation.
+        UsageError: no labels, or a progress folder of another evaluation or with something else in it.
         SynthfastError: logits that are not finite, a disk that refuses.
     """
     if images.labels is None:
@@ -147,16 +149,15 @@ def run_attacks(
                 state.write(number, part, broken)
             return items, broken
 
-        taken, counted = ranks.unique("batches taken"), ranks.unique("images attacked")
+        taken, counted, lost = (ranks.unique(f"{what} of an attack") for what in ("batches", "images", "broken images"))
         with contextlib.closing(in_order(do, _take(ranks, taken, len(batches)), threads)) as results:
             for items, broken in results:
                 found[items[broken]] = 1
-                done = ranks.add(counted, len(items))
+                done, fallen = ranks.add(counted, len(items)), ranks.add(lost, int(broken.sum()))
                 if report is not None and ranks.is_first:
-                    report(Progress(name, done, len(standing), len(standing) - int(found.sum())))
+                    report(Progress(name, done, len(standing), len(standing) - fallen))
         fate[ranks.maximum(found).numpy() == 1] = number
     fate[fate == _STANDING] = len(stages)
-    state.remove()
     return Verdicts(tuple(name for name, _ in attacks), fate)
 
 
@@ -170,7 +171,7 @@ class _State:
     """Finished batches on disk: a file of one byte an image for each, beside the facts they were made under."""
 
     def __init__(self, folder: Path | None, facts: Mapping[str, Any], ranks: Ranks) -> None:
-        self._folder, self._ranks = folder, ranks
+        self._folder = folder
         if folder is None:
             return
         failure: SynthfastError | None = None
@@ -186,7 +187,9 @@ class _State:
     @staticmethod
     def _open(folder: Path, facts: dict[str, Any]) -> None:
         make_folder(folder)
-        path = folder / "facts.json"
+        path = folder / _FACTS_FILE
+        if not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
+            raise UsageError(f"{folder}: expected the progress of an evaluation, found other files; choose another --out")
         if path.exists():
             require_same(folder, read_json(path, "evaluation's facts"), facts, lambda key: key.partition(".")[0])
         else:
@@ -210,13 +213,13 @@ class _State:
         if self._folder is not None:
             atomic_write_bytes(self._path(stage, part), broken.astype(np.uint8).tobytes())
 
-    def remove(self) -> None:
-        self._ranks.barrier()
-        if self._folder is not None and self._ranks.is_first:
-            try:
-                shutil.rmtree(self._folder)
-            except OSError as error:
-                raise os_error(self._folder, error, "remove it by hand") from error
+
+def remove_progress(folder: Path) -> None:
+    """Remove a progress folder of :func:`run_attacks`."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise os_error(folder, error, "remove it by hand") from error
 
 
 def attack_facts(attacks: Sequence[tuple[str, Attack]]) -> dict[str, Any]:

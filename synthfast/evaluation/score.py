@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from synthfast import attacks
+from synthfast import __version__, attacks
 from synthfast.artifacts import CHECKPOINT_WEIGHTS, sha256_file
 from synthfast.config import AccuracyConfig, RobustConfig
 from synthfast.data import ImageSet, open_images
@@ -40,7 +40,8 @@ def score_robust(
 ) -> dict[str, Any]:
     """The result of ``synthfast score robust`` as JSON values, with ``attacks`` (what each left standing) and ``warnings``.
 
-    With ``config.out`` an interrupted evaluation goes on where it stopped: finished batches lie in OUT.progress until the end.
+    With ``config.out`` an interrupted evaluation goes on where it stopped: finished batches lie in :func:`progress_folder`, which
+    the caller removes once the result is written.
     """
     start = time.perf_counter()
     model, images, weights = open_inputs(config, ranks)
@@ -50,6 +51,7 @@ def score_robust(
         "dataset": images.fingerprint(),
         "attack": attack_facts(chosen),
         "device": ranks.device.type,
+        "synthfast": __version__,
     }
     verdicts = run_attacks(
         freeze(model),
@@ -58,7 +60,7 @@ def score_robust(
         ranks,
         count=config.n,
         batch_size=config.batch_size or (128 if ranks.device.type == "cpu" else 512),
-        progress=None if config.out is None else Path(config.out + ".progress"),
+        progress=progress_folder(config),
         facts=facts,
         report=report,
     )
@@ -72,6 +74,11 @@ def score_robust(
     inputs = {"classifier": weights, "dataset": images}
     decisive = {**_decisive(config), "eps": config.radius, "attacks": attack_facts(chosen)}
     return result_json("score robust", decisive, inputs, found, time.perf_counter() - start)
+
+
+def progress_folder(config: RobustConfig) -> Path | None:
+    """Where ``score robust`` keeps finished batches: OUT.progress; None without --out."""
+    return None if config.out is None else Path(config.out + ".progress")
 
 
 def open_inputs(config: AccuracyConfig | RobustConfig, ranks: Ranks) -> tuple[nn.Module, ImageSet, Path]:

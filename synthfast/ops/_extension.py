@@ -13,6 +13,11 @@ except ImportError as error:
         f"the native code of synthfast is not usable ({error}); build it with: pip install --no-build-isolation -e ."
     ) from error
 
+if not hasattr(torch.ops.synthfast, "winograd_conv3x3"):  # the operation that came last
+    raise SynthfastError(
+        "the native code of synthfast is older than its Python code; build it with: pip install --no-build-isolation -e ."
+    )
+
 cuda_problem: str | None = None
 """Why the CUDA kernels are not loaded; None when they are."""
 

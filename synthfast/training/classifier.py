@@ -259,6 +259,8 @@ def _resolved(config: ClassifierConfig, data: Mixture, device: torch.device) -> 
     shape = data.reference.shape
     attacks = config.method != "standard"
     eps = config.radius if attacks else None
+    if config.crop is not None and config.crop >= min(shape[:2]):
+        raise UsageError(f"--crop {config.crop}: expected less than the images' side of {min(shape[:2])}; lower it")
     return dataclasses.replace(
         config,
         fraction=data.fraction,

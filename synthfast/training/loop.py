@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from abc import ABC, abstractmethod
@@ -144,7 +145,11 @@ def _prepared(network: nn.Module, compile: bool, ranks: Ranks) -> nn.Module:
         network = torch.compile(network)
     if ranks.world_size > 1:
         devices = [ranks.device] if ranks.device.type == "cuda" else None
-        network = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        parallel = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # the name from torch 2.14 on
+        network = parallel(
+            network, device_ids=devices, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        )
     return network
 
 

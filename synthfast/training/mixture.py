@@ -132,6 +132,8 @@ def _check_alike(sets: list[ImageSet]) -> None:
                 f"{images.name}: has no labels, training a classifier needs them; choose another source, or give "
                 "--pseudo-labels for synthetic images"
             )
+        if images.classes is None or images.classes < 2:
+            raise UsageError(f"{images.name}: expected images in 2 classes or more, found {images.classes}; choose another source")
         if images.shape != first.shape or images.classes != first.classes:
             raise UsageError(
                 f"{images.name}: expected images {list(first.shape)} in {first.classes} classes as {first.name} has, "

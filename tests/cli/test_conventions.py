@@ -125,6 +125,7 @@ def test_wrong_usage_is_one_line_and_status_2(cli, arguments, message):
         ("train generator --image-size 9", "digits:train: images are 8x8x1 and are not resized, image size 9"),
         ("train classifier --fraction 1", "--fraction 1.0: expected --synthetic DIR beside it"),
         ("train classifier --batch-size -3", "--batch-size -3: expected "),
+        ("train classifier --crop 8", "--crop 8: expected less than the images' side of 8; lower it"),
         ("train classifier --dataset digits:valid", "digits:valid: no such split; digits has train, test"),
         (
             "train classifier --eps 8/255",

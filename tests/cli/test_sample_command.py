@@ -159,7 +159,7 @@ def test_no_permission_has_status_1(cli, out, monkeypatch):
         ("--steps 0", "--steps 0: expected a whole number of at least 1"),
         ("--guidance much", "Invalid value for '--guidance': expected a number such as 0.5 or 8/255, found 'much'"),
         ("--guidance inf", "--guidance inf: expected a finite number"),
-        ("--guidance nan", "Invalid value for '--guidance': expected a number, found 'nan'"),
+        ("--guidance nan", "Invalid value for '--guidance': expected a number such as 0.5 or 8/255, found 'nan'"),
         ("--guidance 1/0", "Invalid value for '--guidance': expected a number such as 0.5 or 8/255, found '1/0'"),
         ("--labels 10", "--labels 10: expected classes from 0 to 9"),
         ("--labels even", "--labels even: expected balanced, uniform, classes such as 3 or 3,5, or weights:"),

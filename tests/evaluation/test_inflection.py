@@ -131,4 +131,6 @@ def test_the_table():
     rows = table(compare(results((0.4, 0.5, 0.6), (0.45, 0.56, 0.65)))["curves"])
     assert len({len(row) for row in rows}) == 1
     assert rows[1] == ("pgd", "none", "90.0 [90.0, 90.0]", "50.0 [25.2, 74.8]", "", "")
+    wide = compare(results((0.1, 0.5, 0.9), (0.1, 0.5, 1.0)))["curves"]["pgd"]
+    assert wide["robust_accuracy"][0]["ci"] == [0.0, 1.0]  # Student's t alone would go beyond
     assert rows[2][:2] == ("pgd", "500") and rows[2][5] == "+5.3 [+3.9, +6.8]"

@@ -115,7 +115,18 @@ def test_an_interrupted_run_goes_on(toy, tmp_path):
     assert np.array_equal(verdicts.fate, EXPECTED)
     whole = 6 + 6  # batches of 48 and of 46 images
     assert before + len(SEEN) == whole + 1  # the batch that failed is the only one made twice
+    SEEN.clear()
+    assert np.array_equal(run(toy, attacks(), progress=folder, facts={"weights": "abc"}).fate, EXPECTED)
+    assert SEEN == []  # kept until the caller has written the verdicts
+    robust.remove_progress(folder)
     assert not folder.exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(toy, tmp_path):
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(UsageError, match="expected the progress of an evaluation, found other files"):
+        run(toy, attacks(), progress=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_damaged_batch_is_made_again(toy, tmp_path):
