@@ -1,6 +1,7 @@
 """One dataclass a stage: every option, its default and its help, once. The command line and TOML files are made from them.
 
-A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are errors. This module
+A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are errors.
+This module
 imports no torch, so that ``synthfast --help`` is quick.
 """
 
@@ -243,7 +244,9 @@ class ClassifierConfig:
         _require(self.fraction is None or 0 <= self.fraction <= 1, "--fraction", self.fraction, "a number from 0 to 1")
         if self.fraction is not None and self.fraction > 0 and not self.synthetic:
             whose = "" if self.recipe is None else f" (of --recipe {self.recipe})"
-            raise UsageError(f"--fraction {self.fraction}{whose}: expected --synthetic DIR beside it, found none; add one")
+            raise UsageError(
+                f"--fraction {self.fraction}{whose}: expected --synthetic DIR beside it, found none; add one"
+            )
         for name in ("synthetic_n", "pseudo_labels"):
             value = getattr(self, name)
             if value is not None and not self.synthetic:

@@ -322,7 +322,9 @@ def test_weights_that_could_be_either_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"last": WEIGHTS, "best": WEIGHTS}, path)
     message = one_line(load_tensors, path, allow_pickle=True)
-    assert message == f"{path}: expected a dictionary of tensors, found several ('last', 'best'); save the weights alone"
+    assert (
+        message == f"{path}: expected a dictionary of tensors, found several ('last', 'best'); save the weights alone"
+    )
     torch.save({"outer": {"state_dict": WEIGHTS}}, path)
     assert "expected a dictionary of tensors, found dict" in one_line(load_tensors, path, allow_pickle=True)
     torch.save({"state_dict": {}}, path)

@@ -88,7 +88,7 @@ WRONG_TYPES = [
     (SampleConfig, "n", 5.0, "a whole number"),
     (SampleConfig, "n", True, "a whole number"),
     (SampleConfig, "n", None, "a whole number"),
-    (SampleConfig, "guidance", "2", "a number"),
+    (SampleConfig, "guidance", "two", "a number such as 0.5 or 8/255"),
     (SampleConfig, "guidance", True, "a number"),
     (GeneratorConfig, "lr", 10**400, "a number"),  # too large for one
     (GeneratorConfig, "flip", "yes", "true or false"),

@@ -189,7 +189,9 @@ class _State:
         make_folder(folder)
         path = folder / _FACTS_FILE
         if not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
-            raise UsageError(f"{folder}: expected the progress of an evaluation, found other files; choose another --out")
+            raise UsageError(
+                f"{folder}: expected the progress of an evaluation, found other files; choose another --out"
+            )
         if path.exists():
             require_same(folder, read_json(path, "evaluation's facts"), facts, lambda key: key.partition(".")[0])
         else:

@@ -133,7 +133,9 @@ def _check_alike(sets: list[ImageSet]) -> None:
                 "--pseudo-labels for synthetic images"
             )
         if images.classes is None or images.classes < 2:
-            raise UsageError(f"{images.name}: expected images in 2 classes or more, found {images.classes}; choose another source")
+            raise UsageError(
+                f"{images.name}: expected images in 2 classes or more, found {images.classes}; choose another source"
+            )
         if images.shape != first.shape or images.classes != first.classes:
             raise UsageError(
                 f"{images.name}: expected images {list(first.shape)} in {first.classes} classes as {first.name} has, "
