@@ -1,8 +1,7 @@
 """One dataclass a stage: every option, its default and its help, once. The command line and TOML files are made from them.
 
-A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are errors.
-This module
-imports no torch, so that ``synthfast --help`` is quick.
+A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are
+errors. This module imports no torch, so that ``synthfast --help`` is quick.
 """
 
 from __future__ import annotations

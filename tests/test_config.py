@@ -336,7 +336,10 @@ def test_a_recipe_that_is_not_there(recipe, message):
 
 
 def test_a_recipe_with_synthetic_images_needs_some():
-    with pytest.raises(UsageError, match=r"^--fraction 0\.7: expected --synthetic DIR beside it, found none; add one$"):
+    with pytest.raises(
+        UsageError,
+        match=r"^--fraction 0\.7 \(of --recipe edm\): expected --synthetic DIR beside it, found none; add one$",
+    ):
         make_config(ClassifierConfig, {"recipe": "edm"})
     assert make_config(ClassifierConfig, {"recipe": "edm", "fraction": 0}).fraction == 0
 

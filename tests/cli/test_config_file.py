@@ -93,7 +93,7 @@ def test_a_recipe_by_name(cli):
         ("n = 3.0", "n: expected a whole number, found 3.0"),
         ("n = true", "n: expected a whole number, found True"),
         ("n = [3]", "n: expected a whole number, found [3]"),
-        ('guidance = "2"', "guidance: expected a number, found '2'"),
+        ('guidance = "much"', "guidance: expected a number such as 0.5 or 8/255, found 'much'"),
         ("guidance = true", "guidance: expected a number, found True"),
         ("out = 3", "out: expected a string, found 3"),
         ("compile = 1", "compile: expected true or false, found 1"),

@@ -149,7 +149,6 @@ def test_wrong_usage_is_one_line_and_status_2(cli, arguments, message):
         ("score robust --classifier a -n 0", "--n 0: expected a whole number of at least 1"),
         ("score robust --classifier a.pt", "a.pt: a file of weights needs the name of its network; pass --model"),
         ("inflection", "--synthetic: expected a folder of synthetic shards, found none"),
-        ("inflection --synthetic a", "a: no such image source"),
         ("inflection --synthetic a --seeds 0", "--seeds 0: expected a whole number of at least 1"),
     ],
 )

@@ -89,6 +89,11 @@ def test_settings_of_a_file_count_for_every_run(cli, samples, tmp_path):
     assert "one seed gives no interval" in ran.out
 
 
+def test_a_folder_without_shards_is_refused(cli, tmp_path):
+    ran = cli("inflection", "--synthetic", tmp_path, "--out", tmp_path / "out")
+    assert ran.status == 1 and ran.error == f"{tmp_path / 'manifest.json'}: no shard manifest here; check the path"
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
