@@ -383,8 +383,3 @@ def test_a_number_may_be_a_fraction_in_quotes():
     assert made.eps == 8 / 255 and made.lr == 0.05
     with pytest.raises(UsageError, match=r"^file: eps: expected a number such as 0\.5 or 8/255, found '8/0'$"):
         make_config(ClassifierConfig, {"method": "pgd", "eps": "8/0"}, "file")
-
-
-def test_a_recipe_without_synthetic_images_says_whose_fraction_it_is():
-    with pytest.raises(UsageError, match=r"--fraction 0\.7 \(of --recipe edm\): expected --synthetic DIR beside it"):
-        make_config(ClassifierConfig, {"recipe": "edm"})
