@@ -22,7 +22,7 @@ OPERATIONS = (
     "ball_start",
 )
 CPU_OPERATIONS = ("winograd_conv3x3",)
-PIPELINES = ("sample", "pgd_training_step")  # bench.pipeline.autoattack takes half an hour and is run by itself
+PIPELINES = ("sample", "pgd_training_step")  # bench.pipeline.autoattack takes ten minutes and is run by itself
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from synthfast.models.classifiers import (
     make_classifier,
 )
 from synthfast.models.diffusers_format import load_diffusers_unet, read_scheduler_config, resolve_model_folder
+from synthfast.models.frozen import freeze
 from synthfast.models.unet import UNet2D, UNet2DConfig, small_unet_config
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "build_classifier",
     "default_classifier",
     "describe_classifier",
+    "freeze",
     "load_classifier",
     "load_diffusers_unet",
     "make_classifier",
