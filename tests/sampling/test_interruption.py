@@ -31,6 +31,11 @@ def expected(sample_into, contents, tmp_path_factory) -> dict[str, bytes]:
     return contents(sample_into(tmp_path_factory.mktemp("whole") / "samples", **OPTIONS))
 
 
+def heed_interrupts() -> None:
+    """In the child: a shell starts background jobs with SIGINT ignored, which tests started by one would hand on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(command: list[str], out: Path, threads: int = 1, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "--out", str(out)],
@@ -39,7 +44,7 @@ def start(command: list[str], out: Path, threads: int = 1, **options: object) ->
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that the ranks can be killed with their launcher
-        **options,
+        **{"preexec_fn": heed_interrupts, **options},
     )
 
 
