@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from synthfast import ops
 from synthfast.data import ImageSet
 from synthfast.evaluation.interval import share
+from synthfast.training.batches import read_batch, to_unit
 
 
 def predict(
@@ -21,9 +21,8 @@ def predict(
     total = len(images) if count is None else min(count, len(images))
     with torch.inference_mode():
         for first in range(0, total, batch_size):
-            batch = torch.from_numpy(images.read(np.arange(first, min(first + batch_size, total)))).to(device)
-            rows = torch.arange(len(batch), device=device)
-            predictions.append(model(ops.gather_augment(batch, rows, rows, 0)).argmax(1).cpu().numpy())
+            pixels, _ = read_batch(images, np.arange(first, min(first + batch_size, total)))
+            predictions.append(model(to_unit(pixels, device)).argmax(1).cpu().numpy())
     return np.concatenate(predictions)
 
 

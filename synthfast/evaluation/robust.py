@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthfast import ops
 from synthfast.artifacts import atomic_write_bytes, atomic_write_json, make_folder, os_error, read_json
 from synthfast.attacks import Attack
 from synthfast.data import ImageSet
@@ -23,6 +22,7 @@ from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.interval import share
 from synthfast.parallel import in_order
+from synthfast.training.batches import read_batch, to_unit
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 CLEAN = "clean"
@@ -106,14 +106,9 @@ def run_attacks(
     fate = np.full(total, _STANDING, np.int64)
 
     def batch(items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pixels = torch.from_numpy(images.read(items)).to(ranks.device)
-        index = torch.from_numpy(items).to(ranks.device)
-        rows = torch.arange(len(items), device=ranks.device)
-        return (
-            ops.gather_augment(pixels, rows, index, 0),
-            torch.from_numpy(images.labels[items]).to(ranks.device),
-            index,
-        )
+        pixels, labels = read_batch(images, items)
+        assert labels is not None
+        return to_unit(pixels, ranks.device), labels.to(ranks.device), torch.from_numpy(items).to(ranks.device)
 
     def misclassified(items: np.ndarray) -> np.ndarray:
         x, y, _ = batch(items)
