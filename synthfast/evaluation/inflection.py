@@ -19,7 +19,7 @@ from typing import Any
 
 from synthfast import __version__
 from synthfast.artifacts import atomic_write_json, read_json
-from synthfast.config import ClassifierConfig, InflectionConfig, make_config, read_toml
+from synthfast.config import ClassifierConfig, InflectionConfig, for_method, make_config, read_toml
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
@@ -156,15 +156,9 @@ def training_settings(config: InflectionConfig, method: str) -> ClassifierConfig
     for name in ("dataset", "recipe", "model", "steps", "batch_size", "fraction", "image_size", "data_dir", "device"):
         if (value := getattr(config, name)) is not None:
             values[name] = value
-    values |= {"method": method, "norm": config.norm, "synthetic": config.synthetic}
-    if method == "standard":
-        for name in ("eps", "step_size"):
-            values.pop(name, None)
-    else:
-        values["eps"] = config.radius
-    if method != "trades":
-        values.pop("beta", None)
-    return make_config(ClassifierConfig, values, config.train or "")
+    # trades takes every setting of an attack; for_method leaves out what the run's own method does not use.
+    values |= {"method": "trades", "norm": config.norm, "eps": config.radius, "synthetic": config.synthetic}
+    return for_method(make_config(ClassifierConfig, values, config.train or ""), method)
 
 
 def _check_alike(real: ImageSet, test: ImageSet, synthetic: Sequence[ImageSet]) -> None:
