@@ -80,21 +80,33 @@ def run(name: str, cases: Iterable[Case], options: argparse.Namespace) -> dict[s
     """Check and time every case, write the JSON file, print the table, return what was written."""
     results = [_measure(case, options) for case in cases]
     report = {
+        **heading(name, options),
+        "rounds": options.rounds,
+        "peak_memory_bytes": _peak_memory(options.device),
+        "cases": results,
+    }
+    write(report, table(report), options)
+    return report
+
+
+def heading(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What every report begins with: the benchmark, the machine, the versions, the commit."""
+    return {
         "benchmark": name,
         "device": options.device,
         "environment": {**environment(), "cpu_capability": ops.cpu_capability(), "build": ops.build_facts()},
         "commit": commit(),
         "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "peak_memory_bytes": _peak_memory(options.device),
-        "cases": results,
     }
+
+
+def write(report: Mapping[str, Any], text: str, options: argparse.Namespace) -> None:
+    """Write a report to NAME-DEVICE.json and print it as ``text``."""
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{name}-{options.device}.json"
+    path = options.out / f"{report['benchmark']}-{options.device}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
+    print(text)
     print(f"\nwritten to {path}")
-    return report
 
 
 def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:

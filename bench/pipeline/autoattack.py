@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from synthfast.models.classifiers import load_classifier
 from torch import Tensor, nn
 
 from bench import harness
-from synthfast import attacks, ops
+from synthfast import attacks
 from synthfast.config import ClassifierConfig
 from synthfast.data import open_images
 from synthfast.distributed import Ranks
-from synthfast.environment import environment
+from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
 from synthfast.parallel import in_order
 from synthfast.training import train_classifier
+from synthfast.training.batches import read_batch, to_unit
 
 EPS = 0.15
 BATCH = 128
@@ -109,8 +109,8 @@ def main() -> None:
     group = options.group or (BATCH * options.threads if device.type == "cpu" else 512)
     count = min(options.images, len(digits))
     items = np.arange(count)
-    x = ops.gather_augment(torch.from_numpy(digits.read(items)), torch.arange(count), torch.arange(count), 0).to(device)
-    y, index = torch.from_numpy(digits.labels[items]).to(device), torch.arange(count, device=device)
+    pixels, labels = read_batch(digits, items)
+    x, y, index = to_unit(pixels, device), labels.to(device), torch.arange(count, device=device)
 
     sides: dict[str, Ours | Theirs] = {"synthfast": Ours(model), "torchattacks": Theirs(model)}
     names = list(sides["synthfast"].attacks)
@@ -141,11 +141,7 @@ def main() -> None:
     if same < 0.98:
         sys.exit(f"verdicts are the same for {same:.1%} of the images, expected 98% or more")
     report = {
-        "benchmark": "autoattack",
-        "device": options.device,
-        "environment": {**environment(), "cpu_capability": ops.cpu_capability(), "build": ops.build_facts()},
-        "commit": harness.commit(),
-        "threads": torch.get_num_threads(),
+        **harness.heading("autoattack", options),
         "training": dataclasses.asdict(TRAINING),
         "eps": EPS,
         "images": count,
@@ -155,11 +151,7 @@ def main() -> None:
         "summary": summary(groups, names),
         "groups": groups,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"autoattack-{options.device}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
-    print(f"\nwritten to {path}")
+    harness.write(report, table(report), options)
 
 
 def summary(groups: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
