@@ -357,7 +357,7 @@ def _rewritten(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if not _is_addition(node):
             continue
-        for mine, other in (node.args, node.args[::-1]) if node.target is not operator.iadd else (node.args,):
+        for mine, other in (node.args, node.args[::-1]):
             layer = target(mine)
             alone = isinstance(layer, FrozenConv) and len(mine.args) == 1 and len(mine.users) == 1
             if alone and layer.may_transform and other is not mine and not _writes(mine, node, target):
@@ -403,8 +403,9 @@ def _is_in_place(node: fx.Node, target) -> bool:
 
 
 def _is_addition(node: fx.Node) -> bool:
-    """Of two tensors. Numbers and broadcast tensors are caught by the layer, which looks at the shapes."""
-    known = (node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)) or (
+    """Of two tensors; fx traces ``a += b`` as ``a + b``. Numbers and broadcast tensors are caught by the layer, which looks at
+    the shapes."""
+    known = (node.op == "call_function" and node.target in (operator.add, torch.add)) or (
         node.op == "call_method" and node.target == "add"
     )
     return known and len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args)
