@@ -274,9 +274,13 @@ class ClassifierConfig:
 _METHODS_WITH = {"eps": ("pgd", "trades"), "step_size": ("pgd", "trades"), "beta": ("trades",)}
 
 
+def _unused(method: str) -> set[str]:
+    return {name for name, methods in _METHODS_WITH.items() if method not in methods}
+
+
 def for_method(config: ClassifierConfig, method: str) -> ClassifierConfig:
     """The same settings for another training method, without those (eps, step_size, beta) that it does not use."""
-    unused: dict[str, Any] = {name: None for name, methods in _METHODS_WITH.items() if method not in methods}
+    unused: dict[str, Any] = dict.fromkeys(_unused(method))
     return dataclasses.replace(config, method=method, **unused)
 
 
@@ -503,7 +507,7 @@ def _suitable(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     """The values of a recipe without those that belong to another method, norm, radius or schedule than the one given."""
     final = {**recipe, **given}
     method = final.get("method", ClassifierConfig.method)
-    without = {name for name, methods in _METHODS_WITH.items() if method not in methods}
+    without = _unused(method)
     if "norm" in given and given["norm"] != recipe.get("norm", ClassifierConfig.norm):
         without |= {"eps", "step_size"}
     if "eps" in given and given["eps"] != recipe.get("eps"):
