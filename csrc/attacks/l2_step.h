@@ -18,7 +18,9 @@ SF_HD GradientStep gradient_step(double squares, float step) {
   const double within = norm < 0x1p-126 ? 0x1p-126 : norm > 0x1p126 ? 0x1p126 : norm;
   const uint32_t exponent = bits_from_float(static_cast<float>(within)) & 0x7f800000u;
   const float unit = float_from_bits((254u << 23) - exponent);
-  return {true, unit, static_cast<float>(step / (norm * unit))};
+  // Below the normal floats norm * unit is down to 2^-23: a huge step over it stays finite, so that the projection can work.
+  const double scale = step / (norm * unit);
+  return {true, unit, static_cast<float>(scale < -0x1p127 ? -0x1p127 : scale > 0x1p127 ? 0x1p127 : scale)};
 }
 
 SF_HD float l2_move(float x, float gradient, GradientStep step) {

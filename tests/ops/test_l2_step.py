@@ -99,6 +99,14 @@ def test_gradients_of_any_size(attack_inputs, same_bits, size):
     torch.testing.assert_close(ops.l2_step(**{**a, "gradient": a["gradient"] * size}), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_huge_step_along_a_gradient_below_the_normal_floats(sign):
+    """The step per unit of gradient does not fit a float."""
+    zero = torch.zeros(1, 2)
+    v = ops.l2_step(zero, torch.tensor([[0.0, 2.0**-149]]), zero, 0.5, sign * 2.0**120, -1.0, 1.0)
+    assert v[0, 0] == 0 and 0.5 - 1e-6 < sign * v[0, 1] <= 0.5
+
+
 def floats(dtype):
     info = torch.finfo(dtype)
     largest = min(float(info.max), 2.0**120)
