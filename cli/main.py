@@ -6,39 +6,17 @@ that ``--help`` needs no torch.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from collections.abc import Mapping
 
 import click
+from synthfast.cli.lazy import LazyGroup
 
 from synthfast import __version__
 from synthfast.errors import SynthfastError
 
 # What torch's RuntimeErrors say when an allocation fails.
 _OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memory"}
-
-
-class LazyGroup(click.Group):
-    """A group whose commands live in modules that are imported when needed: name to (module, attribute, short help)."""
-
-    def __init__(self, *args: object, lazy: Mapping[str, tuple[str, str, str]], **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._lazy)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self._lazy:
-            return None
-        module, attribute, _ = self._lazy[name]
-        return getattr(importlib.import_module(module), attribute)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in self._lazy.items()])
 
 
 @click.group(

@@ -1,83 +1,16 @@
-"""``synthfast score accuracy`` and ``synthfast score robust``."""
+"""``synthfast score``: accuracy, robust, arc, fid, prdc, samples."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-from synthfast.cli.options import config_options
-from synthfast.cli.progress import Bar
+from synthfast.cli.lazy import LazyGroup
 
-from synthfast.config import AccuracyConfig, RobustConfig
+_LAZY = {
+    "accuracy": ("synthfast.cli.score_classifier", "accuracy", "Accuracy of a classifier on labelled images."),
+    "robust": ("synthfast.cli.score_classifier", "robust", "Accuracy of a classifier under attack."),
+}
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=LazyGroup, lazy=_LAZY, no_args_is_help=False)
 def score() -> None:
     """Score a classifier or a set of images."""
-
-
-@score.command()
-@config_options(AccuracyConfig)
-def accuracy(config: AccuracyConfig) -> None:
-    """Accuracy on labelled images, with its 95% interval, overall and per class."""
-    from synthfast.distributed import Ranks
-    from synthfast.evaluation.score import score_accuracy
-
-    with Ranks(config.device) as ranks:
-        result = score_accuracy(config, ranks)
-        if ranks.is_first:
-            _give(result, config.out, config.json, [_line(result, "accuracy", f" of {config.dataset}")])
-
-
-@score.command()
-@config_options(RobustConfig)
-def robust(config: RobustConfig) -> None:
-    """Accuracy under attack: images that are right and that no attack changes, with 95% intervals.
-
-    --attack autoattack is the standard version of AutoAttack (Croce and Hein 2020). Interrupted, the same command with --out
-    goes on where it stopped. Several GPUs share the images under torchrun, with the same result.
-    """
-    from synthfast.distributed import Ranks
-    from synthfast.evaluation.robust import Progress, remove_progress
-    from synthfast.evaluation.score import progress_folder, score_robust
-
-    with Ranks(config.device) as ranks, Bar("attacking") as bar:
-
-        def show(progress: Progress) -> None:
-            text = f"{progress.attack}, {progress.standing:,} stand"
-            bar.update(progress.done, progress.total, text)
-
-        result = score_robust(config, ranks, show)
-    if ranks.is_first:
-        under = f" of {config.dataset} under {config.attack}, {config.norm} eps {result['config']['eps']:.4g}"
-        lines = [_line(result, "accuracy", ""), _line(result, "robust_accuracy", under)]
-        if len(result["attacks"]) > 1:
-            lines += [
-                f"  after {name}: {entry['robust_accuracy']['value']:.4f} ({entry['broken']:,} broken)"
-                for name, entry in result["attacks"].items()
-            ]
-        lines += [f"warning: {line}" for line in result["warnings"]]
-        _give(result, config.out, config.json, lines)
-        if (folder := progress_folder(config)) is not None:
-            remove_progress(folder)
-
-
-def _line(result: dict[str, Any], metric: str, where: str) -> str:
-    value = result["metrics"][metric]
-    low, high = value["ci"]
-    return (
-        f"{metric.replace('_', ' ')} {value['value']:.4f} [{low:.4f}, {high:.4f}] on {value['count']:,} images{where}"
-    )
-
-
-def _give(result: dict[str, Any], out: str | None, as_json: bool, lines: list[str]) -> None:
-    """Write the result file and print the result, as JSON or as lines."""
-    from synthfast.artifacts import atomic_write_json, json_bytes
-
-    if out is not None:
-        atomic_write_json(out, result)
-    if as_json:
-        click.echo(json_bytes(result).decode(), nl=False)
-    else:
-        for line in lines:
-            click.echo(line)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples in every run, so that a run fails for what was changed. HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("search", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture

@@ -1,8 +1,18 @@
 """Images in: data sets under one name each (``open_images``). Images out: shard folders (``ShardFolder``)."""
 
-from synthfast.data.images import ArrayImages, ImageSet
+from synthfast.data.images import ArrayImages, Chosen, ImageSet
 from synthfast.data.shard_set import ShardSet, summary, verify
 from synthfast.data.shards import ShardFolder, ShardWriter
 from synthfast.data.sources import open_images
 
-__all__ = ["ArrayImages", "ImageSet", "ShardFolder", "ShardSet", "ShardWriter", "open_images", "summary", "verify"]
+__all__ = [
+    "ArrayImages",
+    "Chosen",
+    "ImageSet",
+    "ShardFolder",
+    "ShardSet",
+    "ShardWriter",
+    "open_images",
+    "summary",
+    "verify",
+]

@@ -121,6 +121,21 @@ class ArrayImages(ImageSet):
         return np.ascontiguousarray(rows.reshape(-1, channels, height, width).transpose(0, 2, 3, 1))
 
 
+class Chosen(ImageSet):
+    """Some images of another set, by their indices there (int64 [n]), or with other labels (int64 [n], of these images)."""
+
+    def __init__(
+        self, images: ImageSet, items: np.ndarray, labels: np.ndarray | None = None, classes: int | None = None
+    ) -> None:
+        self._images, self._items = images, items
+        if labels is None:
+            labels, classes = None if images.labels is None else images.labels[items], images.classes
+        super().__init__(images.name, images.shape, len(items), labels, classes, images.class_names)
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return self._images.read(self._items[indices])
+
+
 def checked_labels(labels: np.ndarray, count: int, classes: int | None, name: str) -> np.ndarray:
     """``labels`` as int64 [count]; a one-line error if there are fewer or more, or one is outside [0, classes)."""
     if labels.shape != (count,) or labels.dtype.kind not in "iu":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from synthfast.artifacts import load_tensors, make_checkpoint_folder, save_tensors
 from synthfast.config import ClassifierConfig
-from synthfast.data import ImageSet, ShardSet
+from synthfast.data import Chosen, ImageSet, ShardSet
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.classifiers import load_classifier
@@ -24,21 +24,6 @@ from synthfast.training.loop import open_in_turn
 # The orders of the sets have the streams 0, 1, ...; one word, for numpy takes a seed of (s, 2**32, 0) for one of (s, 0, 1).
 _HELD_OUT_STREAM = 2**32 - 1
 _LABEL_BATCH = 512
-
-
-class Chosen(ImageSet):
-    """Some images of another set, by their indices there (int64 [n]), or with other labels (int64 [n], of these images)."""
-
-    def __init__(
-        self, images: ImageSet, items: np.ndarray, labels: np.ndarray | None = None, classes: int | None = None
-    ) -> None:
-        self._images, self._items = images, items
-        if labels is None:
-            labels, classes = None if images.labels is None else images.labels[items], images.classes
-        super().__init__(images.name, images.shape, len(items), labels, classes, images.class_names)
-
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        return self._images.read(self._items[indices])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""One dataclass a stage: every option, its default and its help, once. The command line and TOML files are made from them.
+
+A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8/255"``); unknown keys and wrong types are
+errors. This module imports no torch, so that ``synthfast --help`` is quick.
+"""
+
+from synthfast.config.classifier import ClassifierConfig, for_method
+from synthfast.config.evaluation import AccuracyConfig, InflectionConfig, RobustConfig
+from synthfast.config.fields import DEFAULT_RADIUS, radius
+from synthfast.config.files import RECIPES, make_config, number, read_toml, recipe_values, to_toml, tomllib
+from synthfast.config.generator import GeneratorConfig
+from synthfast.config.sample import SampleConfig
+
+__all__ = [
+    "DEFAULT_RADIUS",
+    "RECIPES",
+    "AccuracyConfig",
+    "ClassifierConfig",
+    "GeneratorConfig",
+    "InflectionConfig",
+    "RobustConfig",
+    "SampleConfig",
+    "for_method",
+    "make_config",
+    "number",
+    "radius",
+    "read_toml",
+    "recipe_values",
+    "to_toml",
+    "tomllib",
+]

@@ -1,0 +1,1 @@
+"""Scores of sets of images: ARC, FID, KID, precision, recall, density, coverage, and scores of single images."""

@@ -1,0 +1,1 @@
+"""Choosing synthetic images by their scores."""
