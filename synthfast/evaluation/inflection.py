@@ -10,30 +10,22 @@ The interval says how far training runs scatter, on these test images; it does n
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthfast import __version__
-from synthfast.artifacts import atomic_write_json, read_json
 from synthfast.config import ClassifierConfig, InflectionConfig, for_method, make_config, read_toml
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
 from synthfast.evaluation.result import result_json
-from synthfast.evaluation.robust import attack_facts, remove_progress, run_attacks, scores
-from synthfast.evaluation.score import check_fits, make_attacks
-from synthfast.models.classifiers import load_classifier
-from synthfast.models.frozen import freeze
-from synthfast.training import train_classifier
+from synthfast.evaluation.score import make_attacks
+from synthfast.evaluation.trial import train_and_test
 from synthfast.training.loop import open_in_turn
 
-SCORE_FILE = "score.json"
-PROGRESS_FOLDER = "score.progress"
 _PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")
 _FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
 _METRICS = ("accuracy", "robust_accuracy")
@@ -184,43 +176,10 @@ def _train_and_test(
     training = dataclasses.replace(settings, seed=run.seed, out=str(folder), synthetic_n=run.synthetic or None)
     if not run.synthetic:
         training = dataclasses.replace(training, synthetic=(), fraction=None, pseudo_labels=None)
-    train_classifier(training, ranks, lambda p: tell(f"training, step {p.step:,} of {p.steps:,}, loss {p.loss:.3f}"))
-    model, description = load_classifier(folder, ranks.device)
-    check_fits(test, description, str(folder))
     attacks = make_attacks(config, test.classes or 0)
-    facts = {
-        "weights": description["sha256"],
-        "data": test.fingerprint(),
-        "attacks": attack_facts(attacks),
-        "count": config.n,
-        "batch_size": config.attack_batch_size,
-        "device": ranks.device.type,
-        "synthfast": __version__,
-    }
-    facts = json.loads(json.dumps(facts))
-    path = folder / SCORE_FILE
-    if path.exists():
-        found = read_json(path, "score")
-        if found.get("facts") == facts:
-            return found["scores"]
-    verdicts = run_attacks(
-        freeze(model),
-        test,
-        attacks,
-        ranks,
-        count=config.n,
-        batch_size=config.attack_batch_size,
-        progress=folder / PROGRESS_FOLDER,
-        facts=facts,
-        report=lambda p: tell(f"{p.attack}, {p.done:,} of {p.total:,} images"),
+    return train_and_test(
+        training, test, attacks, ranks, count=config.n, batch_size=config.attack_batch_size, tell=tell
     )
-    result = scores(verdicts, test.labels)
-    ranks.barrier()
-    if ranks.is_first:
-        atomic_write_json(path, {"facts": facts, "scores": result})
-        remove_progress(folder / PROGRESS_FOLDER)
-    ranks.barrier()
-    return result
 
 
 def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
