@@ -79,17 +79,17 @@ def test_difference_is_paired():
 
 
 def test_interval_covers_the_truth():
-    """Generators from a bivariate normal: the 95% interval holds the true rho in most of 100 worlds (bootstrap, n = 20)."""
+    """Generators from a bivariate normal: the 95% interval holds the true rho in most of 60 worlds (bootstrap, n = 20)."""
     random = np.random.default_rng(1)
     rho = 0.6
     true = 6 / np.pi * np.arcsin(rho / 2)
     inside = 0
-    for _ in range(100):
+    for _ in range(60):
         a = random.standard_normal(20)
         b = rho * a + np.sqrt(1 - rho**2) * random.standard_normal(20)
         low, high = rank_correlations({"s": measured(a)}, measured(b), draws=300)["s"]["ci"]
         inside += low <= true <= high
-    assert inside >= 85
+    assert inside >= 51
 
 
 def test_same_seed_same_result():
