@@ -110,7 +110,7 @@ def _moved(score: Measured, chosen: np.ndarray, random: np.random.Generator) -> 
 def _orders(n: int, random: np.random.Generator) -> np.ndarray:
     if n <= _EXACT:
         return np.array(list(itertools.permutations(range(n))))
-    return np.stack([random.permutation(n) for _ in range(_ORDERS)])
+    return random.permuted(np.tile(np.arange(n), (_ORDERS, 1)), axis=1)
 
 
 def _middle(values: np.ndarray) -> list[float]:
