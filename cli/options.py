@@ -75,6 +75,8 @@ def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable
     alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(alternative for alternative in alternatives if alternative is not type(None))
     flag = "--" + item.name.replace("_", "-")
+    if item.metadata.get("positional"):
+        return click.argument(item.name, nargs=-1, metavar=item.metadata.get("metavar"))
     text, default = item.metadata["help"], item.default
     if isinstance(default, bool):
         text = f"{text}  [default: {'on' if default else 'off'}]"

@@ -1,4 +1,4 @@
-"""Options of ``synthfast score accuracy``, ``score robust`` and ``inflection``."""
+"""Options of ``synthfast score accuracy``, ``score robust`` and ``inflection``, and what ``rank`` shares with it."""
 
 from __future__ import annotations
 
@@ -67,19 +67,10 @@ class RobustConfig(AccuracyConfig):
 
 
 @dataclass(frozen=True)
-class InflectionConfig:
-    """``synthfast inflection``: classifiers with and without synthetic images, over seeds."""
+class TrialConfig:
+    """What ``synthfast inflection`` and ``synthfast rank`` share: how classifiers are trained and tested for a comparison."""
 
-    synthetic: tuple[str, ...] = option((), "Folder of synthetic shards; may be given several times.", metavar="DIR")
-    counts: str | None = option(
-        None,
-        "Numbers of synthetic images to compare, such as 1000,4000,16000 (the first ones of each folder); all if not given.",
-    )
-    dataset: str = option("digits", "Real training images.")
-    test: str = option("digits:test", "Labelled images to test on.")
-    methods: str = option("standard,pgd", "Training methods: standard, pgd, trades.")
-    seeds: int = option(5, "Classifiers of each kind; with 1 there are no intervals.")
-    out: str = option("runs/inflection", "Folder for the classifiers, result.json and gains.png.", metavar="DIR")
+    test: str = option("digits:test", "Labelled images to test classifiers on.")
     train: str | None = option(
         None, "TOML file with further settings of synthfast train classifier for all runs.", metavar="FILE"
     )
@@ -87,7 +78,6 @@ class InflectionConfig:
     model: str | None = option(None, "Architecture of all runs (see synthfast train classifier).", metavar="NAME")
     steps: int | None = option(None, "Optimizer steps of each run.")
     batch_size: int | None = option(None, "Images in a step.")
-    fraction: float | None = option(None, "Share of synthetic images in a batch, of the runs that have some.")
     norm: str = option("linf", "Norm of the ball, in training and test.", choices=("linf", "l2"))
     eps: float | None = option(
         None, "Radius on pixels in [0, 1], in training and test; 8/255 in linf and 0.5 in l2 if not given."
@@ -98,18 +88,13 @@ class InflectionConfig:
     restarts: int = option(1, "Random starts of the test's pgd.")
     attack_batch_size: int = option(128, "Images attacked together in the test.")
     n: int | None = option(None, "Only the first n test images.", short="-n")
-    seed: int = option(0, "Randomness of the test's attack.")
+    seed: int = option(0, "Randomness of the test's attack and of scores.")
     image_size: int | None = option(None, "Side that celeba, imagenet and folders are resized to.")
     data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     json: bool = option(False, "Print the result JSON instead of the table.")
 
     def __post_init__(self) -> None:
-        if not self.synthetic:
-            raise UsageError(
-                "--synthetic: expected a folder of synthetic shards, found none; make one with synthfast sample"
-            )
-        require(self.seeds >= 1, "--seeds", self.seeds, "a whole number of at least 1")
         require(self.attack_batch_size >= 1, "--attack-batch-size", self.attack_batch_size, "at least 1")
         require(self.n is None or self.n >= 1, "--n", self.n, "a whole number of at least 1")
         _require_attack(self)
@@ -120,13 +105,37 @@ class InflectionConfig:
         return radius(self.norm, self.eps)
 
 
+@dataclass(frozen=True)
+class InflectionConfig(TrialConfig):
+    """``synthfast inflection``: classifiers with and without synthetic images, over seeds."""
+
+    synthetic: tuple[str, ...] = option((), "Folder of synthetic shards; may be given several times.", metavar="DIR")
+    counts: str | None = option(
+        None,
+        "Numbers of synthetic images to compare, such as 1000,4000,16000 (the first ones of each folder); all if not given.",
+    )
+    dataset: str = option("digits", "Real training images.")
+    methods: str = option("standard,pgd", "Training methods: standard, pgd, trades.")
+    seeds: int = option(5, "Classifiers of each kind; with 1 there are no intervals.")
+    fraction: float | None = option(None, "Share of synthetic images in a batch, of the runs that have some.")
+    out: str = option("runs/inflection", "Folder for the classifiers, result.json and gains.png.", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        if not self.synthetic:
+            raise UsageError(
+                "--synthetic: expected a folder of synthetic shards, found none; make one with synthfast sample"
+            )
+        require(self.seeds >= 1, "--seeds", self.seeds, "a whole number of at least 1")
+        super().__post_init__()
+
+
 def _require_scored(config: AccuracyConfig) -> None:
     if not config.classifier:
         raise UsageError("--classifier: expected a checkpoint folder or a file of weights, found none; give one")
     require(config.n is None or config.n >= 1, "--n", config.n, "a whole number of at least 1")
 
 
-def _require_attack(config: RobustConfig | InflectionConfig) -> None:
+def _require_attack(config: RobustConfig | TrialConfig) -> None:
     require(
         config.eps is None or 0 <= config.eps < math.inf, "--eps", config.eps, "a number of at least 0, such as 8/255"
     )

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthfast.config import ClassifierConfig, InflectionConfig, for_method, make_config, read_toml
+from synthfast.config import ClassifierConfig, InflectionConfig
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
 from synthfast.evaluation.result import result_json
 from synthfast.evaluation.score import make_attacks
-from synthfast.evaluation.trial import train_and_test
+from synthfast.evaluation.trial import PER_RUN, train_and_test, training_settings
 from synthfast.training.loop import open_in_turn
 
-_PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")
 _FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
 _METRICS = ("accuracy", "robust_accuracy")
 
@@ -119,7 +118,8 @@ def inflection_result(
         raise UsageError(f"--test {config.test}: has no labels, expected some; choose another source")
     synthetic = [ShardSet(folder) for folder in config.synthetic]
     plan = Plan.of(config, min(len(images) for images in synthetic))
-    settings = {method: training_settings(config, method) for method in plan.methods}
+    given = {"dataset": config.dataset, "synthetic": config.synthetic, "fraction": config.fraction}
+    settings = {method: training_settings(config, method, given) for method in plan.methods}
     _check_alike(open_in_turn(settings[plan.methods[0]], ranks), test, synthetic)
     runs = list(plan.runs())
     results: dict[Run, dict[str, Any]] = {}
@@ -133,24 +133,10 @@ def inflection_result(
     inputs = {"test": test, **{f"synthetic {number}": images for number, images in enumerate(synthetic, start=1)}}
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     decisive["training"] = {
-        method: {k: v for k, v in dataclasses.asdict(each).items() if k not in (*_PER_RUN, *_FREE)}
+        method: {k: v for k, v in dataclasses.asdict(each).items() if k not in (*PER_RUN, *_FREE)}
         for method, each in settings.items()
     }
     return result_json("inflection", decisive, inputs, compare(results), time.perf_counter() - start)
-
-
-def training_settings(config: InflectionConfig, method: str) -> ClassifierConfig:
-    """The settings of the runs of one method with synthetic images; seed, folder and number of images are the run's own."""
-    values = {} if config.train is None else read_toml(config.train)
-    for name in _PER_RUN:
-        if name in values:
-            raise UsageError(f"{config.train}: {name}: is set by synthfast inflection for each run; remove it")
-    for name in ("dataset", "recipe", "model", "steps", "batch_size", "fraction", "image_size", "data_dir", "device"):
-        if (value := getattr(config, name)) is not None:
-            values[name] = value
-    # trades takes every setting of an attack; for_method leaves out what the run's own method does not use.
-    values |= {"method": "trades", "norm": config.norm, "eps": config.radius, "synthetic": config.synthetic}
-    return for_method(make_config(ClassifierConfig, values, config.train or ""), method)
 
 
 def _check_alike(real: ImageSet, test: ImageSet, synthetic: Sequence[ImageSet]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synthfast import __version__
 from synthfast.artifacts import atomic_write_json, read_json
 from synthfast.attacks import Attack
-from synthfast.config import ClassifierConfig
+from synthfast.config import ClassifierConfig, for_method, make_config, read_toml
+from synthfast.config.evaluation import TrialConfig
 from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
+from synthfast.errors import UsageError
 from synthfast.evaluation.robust import attack_facts, remove_progress, run_attacks, scores
 from synthfast.evaluation.score import check_fits
 from synthfast.models.classifiers import load_classifier
@@ -21,6 +23,25 @@ from synthfast.training import train_classifier
 
 SCORE_FILE = "score.json"
 PROGRESS_FOLDER = "score.progress"
+PER_RUN = ("method", "seed", "out", "synthetic", "synthetic_n")  # set for each run of a comparison
+
+
+def training_settings(config: TrialConfig, method: str, given: Mapping[str, Any]) -> ClassifierConfig:
+    """The settings of the runs of one method; those of ``PER_RUN`` but the method are then replaced for each run.
+
+    Args:
+        given: further fields of :class:`ClassifierConfig` that are set for all runs; None is as not given.
+    """
+    values = {} if config.train is None else read_toml(config.train)
+    for name in PER_RUN:
+        if name in values:
+            raise UsageError(f"{config.train}: {name}: is set for each run of the comparison; remove it")
+    chosen = {name: getattr(config, name) for name in ("recipe", "model", "steps", "batch_size", "image_size")}
+    chosen |= {"data_dir": config.data_dir, "device": config.device, **given}
+    values |= {name: value for name, value in chosen.items() if value is not None}
+    # trades takes every setting of an attack; for_method leaves out what the run's own method does not use.
+    values |= {"method": "trades", "norm": config.norm, "eps": config.radius}
+    return for_method(make_config(ClassifierConfig, values, config.train or ""), method)
 
 
 def train_and_test(
