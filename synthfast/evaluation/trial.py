@@ -75,27 +75,39 @@ def train_and_test(
         "device": ranks.device.type,
         "synthfast": __version__,
     }
+
+    def attacked() -> dict[str, Any]:
+        verdicts = run_attacks(
+            freeze(model),
+            test,
+            attacks,
+            ranks,
+            count=count,
+            batch_size=batch_size,
+            progress=folder / PROGRESS_FOLDER,
+            facts=facts,
+            report=lambda p: tell(f"{p.attack}, {p.done:,} of {p.total:,} images"),
+        )
+        return scores(verdicts, test.labels)
+
+    result = kept(folder / SCORE_FILE, facts, attacked, ranks)
+    if ranks.is_first and (folder / PROGRESS_FOLDER).exists():
+        remove_progress(folder / PROGRESS_FOLDER)
+    ranks.barrier()
+    return result
+
+
+def kept(path: Path, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """The scores in ``path`` if they were made under the same facts (JSON values); else ``make()``, called on every rank, which
+    then lies there."""
     facts = json.loads(json.dumps(facts))
-    path = folder / SCORE_FILE
     if path.exists():
         found = read_json(path, "score")
         if found.get("facts") == facts:
             return found["scores"]
-    verdicts = run_attacks(
-        freeze(model),
-        test,
-        attacks,
-        ranks,
-        count=count,
-        batch_size=batch_size,
-        progress=folder / PROGRESS_FOLDER,
-        facts=facts,
-        report=lambda p: tell(f"{p.attack}, {p.done:,} of {p.total:,} images"),
-    )
-    result = scores(verdicts, test.labels)
+    result = make()
     ranks.barrier()
     if ranks.is_first:
         atomic_write_json(path, {"facts": facts, "scores": result})
-        remove_progress(folder / PROGRESS_FOLDER)
     ranks.barrier()
     return result
