@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from synthfast.cli.options import config_options
 from synthfast.cli.progress import Bar
+from synthfast.cli.results import aligned
 
 from synthfast.config import InflectionConfig
 
@@ -45,15 +45,10 @@ def inflection(config: InflectionConfig) -> None:
     if config.json:
         click.echo(json_bytes(result).decode(), nl=False)
         return
-    for line in _aligned(table(result["curves"])):
+    for line in aligned(table(result["curves"])):
         click.echo(line)
     click.echo()
     for line in verdict(result["curves"]):
         click.echo(line)
     click.echo(f"{out / 'result.json'}: the result")
     click.echo(picture)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -30,6 +30,7 @@ _OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memor
             "inflection",
             "Train with and without synthetic images and compare.",
         ),
+        "rank": ("synthfast.cli.rank", "rank", "Compare generators, and the scores that rank them."),
         "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),
         "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
     },

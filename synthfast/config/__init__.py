@@ -9,6 +9,7 @@ from synthfast.config.evaluation import AccuracyConfig, InflectionConfig, Robust
 from synthfast.config.fields import DEFAULT_RADIUS, radius
 from synthfast.config.files import RECIPES, make_config, number, read_toml, recipe_values, to_toml, tomllib
 from synthfast.config.generator import GeneratorConfig
+from synthfast.config.rank import RankConfig
 from synthfast.config.sample import SampleConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ClassifierConfig",
     "GeneratorConfig",
     "InflectionConfig",
+    "RankConfig",
     "RobustConfig",
     "SampleConfig",
     "for_method",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from synthfast.artifacts import atomic_write_bytes
 from synthfast.errors import SynthfastError
+from synthfast.scoring.names import METRICS, SCORES, TARGET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart; a marker each for print.
 _STYLES = {"standard": ("#0072B2", "o"), "pgd": ("#D55E00", "s"), "trades": ("#009E73", "^")}
+_MARKERS = "osD^vP*X"
 _LABELS = {"standard": "standard training", "pgd": "PGD adversarial training", "trades": "TRADES"}
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure (inches) and its axes side by side; one-line error where matplotlib is missing."""
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure (inches) and its axes, row by row; one-line error where matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
         raise SynthfastError(f"figures need matplotlib ({error}); install it with: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
@@ -75,3 +77,46 @@ def inflection_figure(curves: Mapping[str, Any], path: str | Path) -> None:
         axis.set_title(title)
     axes[0].legend(frameon=False)
     write_png(figure, path)
+
+
+def rank_figure(generators: Mapping[str, Any], correlations: Mapping[str, Any], path: str | Path) -> None:
+    """Each score against the robust accuracy, a point a generator, with 95% intervals.
+
+    Args:
+        generators, correlations: of the result of ``synthfast rank`` (see :func:`synthfast.scoring.rank.rank_result`).
+        path: PNG file.
+    """
+    scores = [name for name in SCORES if name in correlations]
+    columns = min(4, len(scores))
+    rows = -(-len(scores) // columns)
+    figure, axes = new_figure(3.4 * columns, 3.2 * rows, columns, rows)
+    for axis, score in zip(axes, scores, strict=False):
+        for number, (name, row) in enumerate(generators.items()):
+            x, y = row[score], row[TARGET]
+            axis.errorbar(
+                x["value"],
+                100 * y["value"],
+                yerr=_bar(y, 100),
+                xerr=_bar(x, 1),
+                color=f"C{number % 10}",
+                marker=_MARKERS[number % len(_MARKERS)],
+                linestyle="none",
+                label=name,
+                elinewidth=0.8,
+            )
+        axis.set_title(f"{METRICS[score][0]}: rho {correlations[score]['value']:+.2f}", fontsize=11)
+        axis.set_ylabel("robust accuracy %")
+    for axis in axes[len(scores) :]:
+        axis.set_visible(False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=9)
+    write_png(figure, path)
+
+
+def _bar(entry: Mapping[str, Any], scale: float) -> list[list[float]] | None:
+    """The distances of an interval's ends from the value, as errorbar wants them."""
+    if entry["ci"] is None:
+        return None
+    return [
+        [scale * max(0.0, side * (bound - entry["value"]))] for side, bound in zip((-1, 1), entry["ci"], strict=True)
+    ]
