@@ -4,7 +4,7 @@ A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8
 errors. This module imports no torch, so that ``synthfast --help`` is quick.
 """
 
-from synthfast.config.classifier import ClassifierConfig, for_method
+from synthfast.config.classifier import ALL_IMAGES, ClassifierConfig, for_method
 from synthfast.config.evaluation import AccuracyConfig, InflectionConfig, RobustConfig
 from synthfast.config.fields import DEFAULT_RADIUS, radius
 from synthfast.config.files import RECIPES, make_config, number, read_toml, recipe_values, to_toml, tomllib
@@ -13,6 +13,7 @@ from synthfast.config.rank import RankConfig
 from synthfast.config.sample import SampleConfig
 
 __all__ = [
+    "ALL_IMAGES",
     "DEFAULT_RADIUS",
     "RECIPES",
     "AccuracyConfig",

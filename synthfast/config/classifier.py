@@ -10,6 +10,8 @@ from typing import Any
 from synthfast.config.fields import flag, option, radius, require, require_optimizer, require_seed
 from synthfast.errors import UsageError
 
+ALL_IMAGES = "all"  # in place of a selection
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -24,7 +26,15 @@ class ClassifierConfig:
     fraction: float | None = option(
         None, "Share of synthetic images in a batch: 0 uses real ones only, 1 synthetic ones only; 0.5 if not given."
     )
-    synthetic_n: int | None = option(None, "Only the first n images of each synthetic folder; all if not given.")
+    synthetic_n: int | None = option(
+        None, "Only the first n images of each synthetic folder, or of what is selected from it; all if not given."
+    )
+    selection: tuple[str, ...] = option(
+        (),
+        "Only the images that synthfast select chose, drawn by their weights if it gave any; one for each --synthetic, in their "
+        "order, or the word all.",
+        metavar="FILE",
+    )
     out: str = option("runs/classifier", "Folder for the checkpoint.", metavar="DIR")
     recipe: str | None = option(
         None,
@@ -125,6 +135,11 @@ class ClassifierConfig:
             value = getattr(self, name)
             if value is not None and not self.synthetic:
                 raise UsageError(f"{flag(name)} {value}: expected --synthetic DIR beside it, found none; add one")
+        if self.selection and len(self.selection) != len(self.synthetic):
+            raise UsageError(
+                f"--selection {' '.join(self.selection)}: expected one for each --synthetic folder, of which there are "
+                f"{len(self.synthetic)}, found {len(self.selection)}; give as many, {ALL_IMAGES} for a whole folder"
+            )
         require(
             self.synthetic_n is None or self.synthetic_n >= 1,
             "--synthetic-n",

@@ -26,10 +26,14 @@ class EpochOrder:
 
     def _pass(self, number: int) -> np.ndarray:
         if number not in self._passes:
-            self._passes[number] = np.random.default_rng([*self._entropy, number]).permutation(self.count)
+            self._passes[number] = self._draw(np.random.default_rng([*self._entropy, number]))
             if len(self._passes) > 2:  # a batch touches two passes at most where it is smaller than the set
                 self._passes.popitem(last=False)
         return self._passes[number]
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        """The items of a pass: int64 [count]."""
+        return random.permutation(self.count)
 
     def __getitem__(self, positions: slice) -> np.ndarray:
         """The items at positions start to stop: int64 [stop - start]."""

@@ -36,8 +36,23 @@ from synthfast.training.mixture import Mixture, open_mixture
 from synthfast.training.state import load_notes, load_state, save_state
 
 # What does not change the result: not part of what a resumed run must repeat. Data count by their content.
-_FREE = ("out", "recipe", "dataset", "synthetic", "image_size", "data_dir", "download", "device", "compile")
-_OPTIONS = {"data": "--dataset or --synthetic (their images)", "pseudo_labels": "--pseudo-labels (its weights)"}
+_FREE = (
+    "out",
+    "recipe",
+    "dataset",
+    "synthetic",
+    "selection",
+    "image_size",
+    "data_dir",
+    "download",
+    "device",
+    "compile",
+)
+_OPTIONS = {
+    "data": "--dataset or --synthetic (their images)",
+    "selected": "--selection (its images)",
+    "pseudo_labels": "--pseudo-labels (its weights)",
+}
 _BETA = 6.0  # of trades where none is given: 1 / lambda of Zhang et al. 2019 on CIFAR-10
 
 

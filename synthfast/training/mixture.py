@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from synthfast.artifacts import load_tensors, make_checkpoint_folder, save_tensors
-from synthfast.config import ClassifierConfig
+from synthfast.config import ALL_IMAGES, ClassifierConfig
 from synthfast.data import Chosen, ImageSet, ShardSet
+from synthfast.data.selection import Selection, read_selection
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.classifiers import load_classifier
@@ -31,7 +32,7 @@ class Mixture:
     """What a classifier is trained on.
 
     parts: the sets a batch is drawn from, labelled, with the number of images from each; real ones first.
-    orders: the shuffled passes over each part.
+    orders: the passes over each part, shuffled, and by weight where a selection has weights.
     validation: real images that no part holds, or None.
     fraction: share of synthetic images in a batch.
     facts: what tells whether another run has the same data.
@@ -68,7 +69,7 @@ def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
     Raises UsageError for sets that do not fit each other or the batch, SynthfastError for unreadable data.
     """
     fraction, real_share, synthetic_shares = _shares(config)
-    facts: dict[str, Any] = {"data": [], "pseudo_labels": None}
+    facts: dict[str, Any] = {"data": [], "pseudo_labels": None}  # and "selected", where there are selections
     parts: list[tuple[ImageSet, int]] = []
     validation = None
     if real_share or config.validation:
@@ -79,13 +80,59 @@ def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
             parts.append((training, real_share))
     synthetic = [ShardSet(folder) for folder in config.synthetic[: len(synthetic_shares)]]
     facts["data"] += [images.fingerprint() for images in synthetic]
-    chosen = [_first_ones(images, config.synthetic_n) for images in synthetic]
+    selections = _selections(config, synthetic)
+    if any(selections):
+        facts["selected"] = [None if selection is None else selection.sha256 for selection in selections]
+    chosen = [_chosen(images, selection, config) for images, selection in zip(synthetic, selections, strict=True)]
     if config.pseudo_labels is not None and chosen:
-        facts["pseudo_labels"], chosen = _pseudo_labelled(chosen, facts["data"], config, ranks)
+        keys = [*facts["data"], *facts.get("selected", [])]
+        facts["pseudo_labels"], chosen = _pseudo_labelled(chosen, keys, config, ranks)
     parts += zip(chosen, synthetic_shares, strict=True)
     _check_alike([images for images, _ in parts] + ([] if validation is None else [validation]))
-    orders = tuple(EpochOrder(len(images), config.seed, stream) for stream, (images, _) in enumerate(parts))
+    of_parts = [None] * (len(parts) - len(chosen)) + selections
+    orders = tuple(
+        _order(len(images), selection, config.seed, stream)
+        for stream, ((images, _), selection) in enumerate(zip(parts, of_parts, strict=True))
+    )
     return Mixture(tuple(parts), orders, validation, fraction, facts)
+
+
+class WeightedOrder(EpochOrder):
+    """Endless shuffled passes in which items come in proportion to their weights.
+
+    A pass has as many positions as there are items. Item i comes count * w_i / sum(w) times in a pass on average, in each pass
+    that number rounded down or up (systematic sampling: one uniform number a pass decides). With equal weights a pass is
+    :class:`EpochOrder`'s. Like there, position p depends on the seed and p alone, so that a run goes on from its step.
+
+    Args:
+        weights: float [count], finite and positive.
+    """
+
+    def __init__(self, weights: np.ndarray, seed: int, stream: int = 0) -> None:
+        super().__init__(len(weights), seed, stream)
+        ends = np.cumsum(weights, dtype=np.float64)
+        self._ends = ends * (len(weights) / ends[-1])  # where the items end on a line as long as a pass
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        shuffled = random.permutation(self.count)
+        # The marks u, u + 1, ..., u + count - 1 on the line; an item comes once for each mark in its stretch.
+        marks = random.random() + np.arange(self.count)
+        items = np.minimum(np.searchsorted(self._ends, marks, side="right"), self.count - 1)
+        return items[shuffled]
+
+
+def _order(count: int, selection: Selection | None, seed: int, stream: int) -> EpochOrder:
+    if selection is None or selection.weights is None:
+        return EpochOrder(count, seed, stream)
+    return WeightedOrder(selection.weights[:count], seed, stream)
+
+
+def _selections(config: ClassifierConfig, synthetic: list[ShardSet]) -> list[Selection | None]:
+    """One for each synthetic folder in use, None where all of it is."""
+    if not config.selection:
+        return [None] * len(synthetic)
+    pairs = zip(config.selection, synthetic, strict=False)  # no folder is in use with --fraction 0
+    return [None if name == ALL_IMAGES else read_selection(name, images) for name, images in pairs]
 
 
 def _shares(config: ClassifierConfig) -> tuple[float, int, list[int]]:
@@ -142,12 +189,17 @@ def _held_out(images: ImageSet, config: ClassifierConfig) -> tuple[ImageSet, Ima
     return Chosen(images, np.sort(order[count:])), Chosen(images, np.sort(order[:count]))
 
 
-def _first_ones(images: ImageSet, count: int | None) -> ImageSet:
-    if count is None or count == len(images):
-        return images
-    if count > len(images):
-        raise UsageError(f"--synthetic-n {count}: {images.name} holds {len(images)} images; lower it or sample more")
-    return Chosen(images, np.arange(count))
+def _chosen(images: ImageSet, selection: Selection | None, config: ClassifierConfig) -> ImageSet:
+    """The selected images, or of these the first ``synthetic_n``; all without a selection."""
+    items = None if selection is None else selection.indices
+    total, count = len(images) if items is None else len(items), config.synthetic_n
+    if count is not None and count > total:
+        if selection is not None:
+            raise UsageError(f"--synthetic-n {count}: {selection.path} selects {total} images; lower it or select more")
+        raise UsageError(f"--synthetic-n {count}: {images.name} holds {total} images; lower it or sample more")
+    if items is None and count not in (None, total):
+        items = np.arange(count)
+    return images if items is None else Chosen(images, items[:count])
 
 
 def _pseudo_labelled(

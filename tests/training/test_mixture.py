@@ -8,13 +8,14 @@ import torch
 
 from synthfast.artifacts import load_tensors
 from synthfast.config import ClassifierConfig
-from synthfast.data import open_images
+from synthfast.data import ShardSet, open_images
+from synthfast.data.selection import write_selection
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.training import mixture
 from synthfast.training.batches import EpochOrder, read_batch, to_unit
-from synthfast.training.mixture import open_mixture
+from synthfast.training.mixture import WeightedOrder, open_mixture
 
 CPU = torch.device("cpu")
 
@@ -183,3 +184,129 @@ def test_pseudo_labels_that_do_not_fit(opened, copies, unlabelled, labeller, fit
         opened(synthetic=(unlabelled,), pseudo_labels=str(tmp_path / "three"))
     with pytest.raises(UsageError, match="has no labels"):  # real images are not labelled by a classifier
         opened(dataset=unlabelled, synthetic=(unlabelled,), pseudo_labels=labeller)
+
+
+@pytest.fixture
+def select(tmp_path):
+    """A selection of a shard folder, by its name as an image source."""
+
+    def write(folder, name, indices, weights=None):
+        path = tmp_path / f"{name}.npy"
+        weights = None if weights is None else np.asarray(weights, np.float32)
+        write_selection(path, ShardSet(folder), np.asarray(indices), weights, {})
+        return str(path)
+
+    return write
+
+
+def test_only_what_is_selected_is_read(opened, copies, select):
+    digits = open_images("digits")
+    odd = np.arange(1, 500, 2)
+    data = opened(synthetic=(copies, copies), selection=("all", select(copies, "odd", odd)), fraction=1.0)
+    whole, part = (images for images, _ in data.parts)
+    assert keys(whole) == keys(digits)
+    assert keys(part) == [image.tobytes() for image in digits.read(odd)]
+    assert part.labels.tolist() == digits.labels[odd].tolist()
+    seen = data.orders[1][0:250]
+    assert sorted(seen) == list(range(250)) and type(data.orders[1]) is EpochOrder
+
+
+def test_selections_are_part_of_what_a_run_was_made_with(opened, copies, select, fit, tmp_path):
+    first, second = select(copies, "first", np.arange(100)), select(copies, "second", np.arange(100, 200))
+    weighted = select(copies, "weighted", np.arange(100), np.linspace(0.5, 1.5, 100))
+    facts = [opened(synthetic=(copies,), selection=(name,)).facts for name in (first, second, weighted)]
+    assert len({fact["selected"][0] for fact in facts}) == 3
+    assert "selected" not in opened(synthetic=(copies,)).facts  # so that runs made before there were selections go on
+    assert "selected" not in opened(synthetic=(copies,), selection=("all",)).facts
+    assert "selected" not in opened(synthetic=(copies,), selection=(first,), fraction=0.0).facts
+    run = {"out": tmp_path / "classifier", "synthetic": (copies,), "fraction": 1.0}
+    fit(**run, selection=(first,))
+    assert fit(**run, selection=(first,)).made == 0
+    (tmp_path / "first.npy").rename(tmp_path / "moved.npy")
+    (tmp_path / "first.json").rename(tmp_path / "moved.json")
+    assert fit(**run, selection=(str(tmp_path / "moved.npy"),)).made == 0
+    for other in ((second,), (weighted,), ("all",), ()):
+        with pytest.raises(
+            UsageError, match=r"^--selection \(its images\).*classifier was made with .*, this command says"
+        ):
+            fit(**run, selection=other)
+
+
+def test_synthetic_n_is_the_first_of_what_is_selected(opened, copies, select):
+    weights = np.r_[np.full(10, 4.0), np.full(40, 0.25)]
+    even = select(copies, "even", np.arange(0, 100, 2), weights)
+    data = opened(synthetic=(copies,), selection=(even,), synthetic_n=20, fraction=1.0)
+    ((images, _),) = data.parts
+    assert keys(images) == keys(open_images("digits"))[:40:2]
+    counts = np.bincount(data.orders[0][0 : 20 * 100], minlength=20) / 100  # 80 / 42.5 and 5 / 42.5 in a pass of 20
+    assert abs(counts[:10] - 1.88).max() < 0.15 and abs(counts[10:] - 0.12).max() < 0.15
+    with pytest.raises(UsageError, match=r"^--synthetic-n 51: .*even\.npy selects 50 images; lower it or select more$"):
+        opened(synthetic=(copies,), selection=(even,), synthetic_n=51)
+
+
+def test_images_come_in_proportion_to_their_weights():
+    random = np.random.default_rng(0)
+    weights = random.uniform(0.1, 3, 400).astype(np.float32)
+    order = WeightedOrder(weights, seed=5, stream=1)
+    expected = weights / weights.mean()
+    passes = [np.bincount(order[first : first + 400], minlength=400) for first in range(0, 400 * 300, 400)]
+    for counts in passes:
+        assert counts.sum() == 400 and (abs(counts - expected) < 1).all()
+    # A pass has the number rounded down or up, so that the mean of 300 has a standard error of at most 0.03.
+    assert abs(np.mean(passes, 0) - expected).max() < 0.13
+    assert abs(np.mean(passes, 0) - expected).mean() < 0.02
+    # Shuffled: where an image stands in the pass says nothing of its number.
+    positions = [np.corrcoef(np.arange(400), order[first : first + 400])[0, 1] for first in range(0, 4000, 400)]
+    assert abs(np.mean(positions)) < 0.05
+    first, second = order[0:400], order[400:800]
+    assert (first != second).mean() > 0.9
+
+
+def test_a_weighted_order_depends_on_seed_stream_and_position_alone():
+    weights = np.linspace(0.1, 2, 50)
+    whole = WeightedOrder(weights, 3)[0:500]
+    again = WeightedOrder(weights, 3)
+    assert again[330:347].tolist() == whole[330:347].tolist()  # as in a run that goes on
+    assert again[40:60].tolist() == whole[40:60].tolist()
+    for other in (WeightedOrder(weights, 4), WeightedOrder(weights, 3, 1), WeightedOrder(weights[::-1], 3)):
+        assert other[0:50].tolist() != whole[:50].tolist()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 1e-30])
+def test_equal_weights_are_the_order_without_weights(weight):
+    for count in (1, 7, 1000):
+        order = WeightedOrder(np.full(count, weight, np.float32), 9, 2)
+        assert order[0 : 3 * count].tolist() == EpochOrder(count, 9, 2)[0 : 3 * count].tolist()
+
+
+def test_batches_are_drawn_by_weight(opened, copies, select):
+    heavy = select(copies, "heavy", np.arange(500), np.r_[np.full(50, 9.1), np.full(450, 0.1)])
+    data = opened(synthetic=(copies,), selection=(heavy,), fraction=1.0, batch_size=50)
+    first = set(keys(open_images("digits"))[:50])
+    read = [data.read(step, np.arange(50))[0] for step in range(10)]
+    share = np.mean([image.tobytes() in first for pixels in read for image in pixels.numpy()])
+    assert 0.9 <= share <= 0.92
+
+
+def test_pseudo_labels_of_one_selection_are_not_taken_for_another(opened, unlabelled, labeller, select):
+    first, second = select(unlabelled, "first", np.arange(60)), select(unlabelled, "second", np.arange(60, 120))
+    options = {"synthetic": (unlabelled,), "pseudo_labels": labeller, "fraction": 1.0}
+    whole = opened(**options).parts[0][0].labels
+    for name, items in ((first, slice(0, 60)), (second, slice(60, 120))):
+        assert (opened(**options, selection=(name,)).parts[0][0].labels == whole[items]).mean() > 0.98
+
+
+def test_selections_that_do_not_fit(opened, copies, unlabelled, select, tmp_path):
+    chosen = select(copies, "chosen", np.arange(10))
+    with pytest.raises(
+        UsageError, match=r"^--selection .*chosen\.npy: expected one for each --synthetic folder, of which"
+    ):
+        opened(synthetic=(copies, copies), selection=(chosen,))
+    with pytest.raises(UsageError, match=r"of which there are 0, found 1; give as many, all for a whole folder$"):
+        opened(selection=(chosen,))
+    with pytest.raises(
+        UsageError, match=rf"^{chosen}: was selected from .*copies .*, which is not what .*unlabelled holds"
+    ):
+        opened(synthetic=(unlabelled,), selection=(chosen,))
+    with pytest.raises(SynthfastError, match=r"nowhere\.json: no selection's manifest here; check the path$"):
+        opened(synthetic=(copies,), selection=(str(tmp_path / "nowhere.npy"),))
