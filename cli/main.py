@@ -31,6 +31,7 @@ _OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memor
             "Train with and without synthetic images and compare.",
         ),
         "rank": ("synthfast.cli.rank", "rank", "Compare generators, and the scores that rank them."),
+        "report": ("synthfast.cli.report", "report", "Results as one HTML file."),
         "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),
         "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
     },

@@ -10,6 +10,7 @@ from synthfast.config.fields import DEFAULT_RADIUS, radius
 from synthfast.config.files import RECIPES, make_config, number, read_toml, recipe_values, to_toml, tomllib
 from synthfast.config.generator import GeneratorConfig
 from synthfast.config.rank import RankConfig
+from synthfast.config.report import ReportConfig
 from synthfast.config.sample import SampleConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GeneratorConfig",
     "InflectionConfig",
     "RankConfig",
+    "ReportConfig",
     "RobustConfig",
     "SampleConfig",
     "for_method",

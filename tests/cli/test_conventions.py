@@ -16,6 +16,8 @@ from synthfast.config import (
     ClassifierConfig,
     GeneratorConfig,
     InflectionConfig,
+    RankConfig,
+    ReportConfig,
     RobustConfig,
     SampleConfig,
 )
@@ -28,6 +30,8 @@ COMMANDS = {
     "score accuracy": AccuracyConfig,
     "score robust": RobustConfig,
     "inflection": InflectionConfig,
+    "rank": RankConfig,
+    "report": ReportConfig,
     "shards ls": None,
     "shards verify": None,
     "info": None,
@@ -56,6 +60,9 @@ def test_help_is_short_of_nothing(cli, command, flag):
 def test_help_has_every_option_and_its_default(cli, command):
     text = words(cli(*command.split(), "--help").out)
     for field in dataclasses.fields(COMMANDS[command]):
+        if field.metadata.get("positional"):
+            assert field.metadata["metavar"] in text
+            continue
         flag = "--" + field.name.replace("_", "-")
         entry = re.search(rf"{flag}(?![\w-]).*?(?= --\w|$)", text)
         assert entry, f"{flag} is not in the help"
@@ -149,6 +156,10 @@ def test_wrong_usage_is_one_line_and_status_2(cli, arguments, message):
         ("score robust --classifier a -n 0", "--n 0: expected a whole number of at least 1"),
         ("score robust --classifier a.pt", "a.pt: a file of weights needs the name of its network; pass --model"),
         ("inflection", "--synthetic: expected a folder of synthetic shards, found none"),
+        ("rank", "expected two generators or shard folders or more, found none; name them"),
+        ("rank digits", "expected two generators or shard folders or more, found one; name them"),
+        ("rank digits a --samples 1", "--samples 1: expected a whole number of at least 2"),
+        ("report", "expected result files, found none; name what commands wrote with --out"),
         ("inflection --synthetic a --seeds 0", "--seeds 0: expected a whole number of at least 1"),
     ],
 )
