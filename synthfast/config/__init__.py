@@ -12,11 +12,14 @@ from synthfast.config.generator import GeneratorConfig
 from synthfast.config.rank import RankConfig
 from synthfast.config.report import ReportConfig
 from synthfast.config.sample import SampleConfig
+from synthfast.config.samples import CRITERIA, SAMPLE_SCORES, SamplesConfig, SelectConfig
 
 __all__ = [
     "ALL_IMAGES",
+    "CRITERIA",
     "DEFAULT_RADIUS",
     "RECIPES",
+    "SAMPLE_SCORES",
     "AccuracyConfig",
     "ClassifierConfig",
     "GeneratorConfig",
@@ -25,6 +28,8 @@ __all__ = [
     "ReportConfig",
     "RobustConfig",
     "SampleConfig",
+    "SamplesConfig",
+    "SelectConfig",
     "for_method",
     "make_config",
     "number",
