@@ -40,7 +40,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
     read = _Read(scores, images.labels is not None)
     left = np.arange(len(images))
     if FILTER in config.criteria:
-        left = np.flatnonzero(read("memorization", "memorization_p") > scores.notes("memorization")["null_share"])
+        left = np.flatnonzero(read("memorization", "memorization_p") > np.float32(scores.null_share()))
         if len(left) == 0:
             raise UsageError(f"--by {FILTER}: all {len(images):,} images of {images.name} are flagged; nothing to keep")
     rankings = [name for name in config.criteria if name != FILTER]

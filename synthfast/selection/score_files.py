@@ -168,9 +168,15 @@ class ScoreFolder:
     def notes(self, score: str) -> dict[str, Any]:
         """The notes of a score that is there."""
         notes = self._entry(score).get("notes")
-        if not isinstance(notes, dict):
-            raise SynthfastError(f"{self.path / SCORES_MANIFEST}: {score} has no notes; {self._command(score)}")
-        return notes
+        return notes if isinstance(notes, dict) else {}
+
+    def null_share(self) -> float:
+        """The p-value up to which an image counts as a copy of a training image."""
+        share = self.notes("memorization").get("null_share")
+        if not isinstance(share, float):
+            file = self.path / SCORES_MANIFEST
+            raise SynthfastError(f"{file}: memorization has no threshold; {self._command('memorization')}")
+        return share
 
     def read(self, score: str, name: str, *, check: bool = True) -> np.ndarray:
         """A column, memory-mapped: float32 or int64 [n]. With ``check`` its content must have the recorded SHA-256.
