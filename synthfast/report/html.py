@@ -19,7 +19,7 @@ _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _FIGURES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
     "inflection": lambda result, path: figures.inflection_figure(result["curves"], path),
     "rank": lambda result, path: figures.rank_figure(result["generators"], result["correlations"], path),
-    "score arc": lambda result, path: figures.arc_figure(result, path),
+    "score arc": lambda result, path: figures.arc_figure(result["curves"]["arc"], result["metrics"], path),
 }
 _LOWER_BETTER = {name for name, (_, more_is_better, _) in METRICS.items() if not more_is_better}
 

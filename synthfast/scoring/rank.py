@@ -34,10 +34,11 @@ from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval
 from synthfast.evaluation.result import result_json
+from synthfast.evaluation.robust import remove_progress
 from synthfast.evaluation.score import make_attacks
 from synthfast.evaluation.trial import kept, train_and_test, training_settings
 from synthfast.sampling import generate
-from synthfast.scoring.arc import arc_result
+from synthfast.scoring.arc import arc_result, progress_folder
 from synthfast.scoring.correlation import Measured, rank_correlations
 from synthfast.scoring.metrics import fid_result, prdc_result
 from synthfast.scoring.names import METRICS, SCORES, TARGET
@@ -97,6 +98,8 @@ def rank_result(config: RankConfig, ranks: Ranks, report: Callable[[Progress], N
         SynthfastError: as in the commands that it runs.
     """
     start = time.perf_counter()
+    if ranks.world_size > 1:
+        raise UsageError(f"rank runs in one process, found {ranks.world_size}; start it without torchrun")
     sources = parse_sources(config.sources)
     test = _labelled(config.test, config)
     real = open_images(config.real, data_dir=Path(config.data_dir), image_size=config.image_size)
@@ -205,7 +208,7 @@ def _scores(
     common = {
         "real": config.real,
         "synthetic": shards,
-        "n": config.samples,
+        "n": config.samples if config.samples < len(images) else None,
         "seed": config.seed,
         "data_dir": config.data_dir,
         "device": config.device,
@@ -222,15 +225,18 @@ def _scores(
         make_folder(folder)
         return kept(folder / f"{name}.json", facts, lambda: make(settings), ranks)
 
-    arc = score(
-        "arc",
-        make_config(ArcConfig, {**common, **arc_settings, "out": str(folder / "arc-result.json")}),
-        lambda settings: arc_result(settings, ranks, lambda p: tell(f"ARC, {p}")),
-    )
+    arc_n = (
+        config.samples if config.samples < min(len(images), len(real)) else None
+    )  # of each kind, as many as there are
+    arc_config = make_config(ArcConfig, {**common, "n": arc_n, **arc_settings, "out": str(folder / "arc-result.json")})
+    arc = score("arc", arc_config, lambda settings: arc_result(settings, ranks, lambda p: tell(f"ARC, {p.doing}")))
+    if (progress := progress_folder(arc_config)) is not None and progress.exists():
+        remove_progress(progress)
     fid = score("fid", make_config(FidConfig, {**common, **features}), lambda settings: fid_result(settings, ranks))
     prdc = score("prdc", make_config(PrdcConfig, {**common, **features}), lambda settings: prdc_result(settings, ranks))
     curve = arc["curves"]["arc"]
-    plain = {"value": curve["accuracy"][0], "ci": curve["ci"][0], "count": arc["metrics"]["arc"]["count"]}
+    plain_interval = None if curve["ci"] is None else curve["ci"][0]
+    plain = {"value": curve["accuracy"][0], "ci": plain_interval, "count": arc["metrics"]["arc"]["count"]}
     metrics = {**arc["metrics"], "plain_accuracy": plain, **fid["metrics"], **prdc["metrics"]}
     return {name: metrics[name] for name in SCORES}
 
