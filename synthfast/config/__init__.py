@@ -4,11 +4,13 @@ A TOML file holds the field names at its top level (``steps = 4000``, ``eps = "8
 errors. This module imports no torch, so that ``synthfast --help`` is quick.
 """
 
+from synthfast.config.arc import ArcConfig
 from synthfast.config.classifier import ALL_IMAGES, ClassifierConfig, for_method
 from synthfast.config.evaluation import AccuracyConfig, InflectionConfig, RobustConfig
 from synthfast.config.fields import DEFAULT_RADIUS, radius
 from synthfast.config.files import RECIPES, make_config, number, read_toml, recipe_values, to_toml, tomllib
 from synthfast.config.generator import GeneratorConfig
+from synthfast.config.metrics import FidConfig, PrdcConfig
 from synthfast.config.rank import RankConfig
 from synthfast.config.report import ReportConfig
 from synthfast.config.sample import SampleConfig
@@ -21,9 +23,12 @@ __all__ = [
     "RECIPES",
     "SAMPLE_SCORES",
     "AccuracyConfig",
+    "ArcConfig",
     "ClassifierConfig",
+    "FidConfig",
     "GeneratorConfig",
     "InflectionConfig",
+    "PrdcConfig",
     "RankConfig",
     "ReportConfig",
     "RobustConfig",

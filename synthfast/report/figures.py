@@ -120,3 +120,38 @@ def _bar(entry: Mapping[str, Any], scale: float) -> list[list[float]] | None:
     return [
         [scale * max(0.0, side * (bound - entry["value"]))] for side, bound in zip((-1, 1), entry["ci"], strict=True)
     ]
+
+
+def arc_figure(curve: Mapping[str, Any], metrics: Mapping[str, Any], path: str | Path) -> None:
+    """Success of robust discriminators against the radius: raw values with intervals, the monotone fit, and ARC as an area.
+
+    Args:
+        curve: "arc" of the ``curves`` of a result of ``synthfast score arc``.
+        metrics: of the same result.
+        path: PNG file.
+    """
+    figure, (axis,) = new_figure(6.5, 4)
+    eps, raw = curve["eps"], curve["accuracy"]
+    trained = [k for k, is_trained in enumerate(curve["trained"]) if is_trained]
+    axis.axhline(0.5, color="black", linewidth=1, linestyle=(0, (4, 3)), label="chance")
+    value = metrics["arc"]["value"]
+    if value is not None:
+        fitted = [max(height, 0.5) for height in curve["isotonic"]]
+        low, high = metrics["arc"]["ci"]
+        axis.fill_between(
+            eps, fitted, 0.5, color="#0072B2", alpha=0.2, linewidth=0, label=f"ARC {value:.4g} [{low:.4g}, {high:.4g}]"
+        )
+        axis.plot(eps, fitted, color="#0072B2", label="monotone fit")
+    x, y = [eps[k] for k in trained], [raw[k] for k in trained]
+    bars = None
+    if curve["ci"] is not None:
+        bars = [[abs(raw[k] - curve["ci"][k][side]) for k in trained] for side in (0, 1)]
+    axis.errorbar(x, y, bars, color="#D55E00", marker="o", linestyle="none", capsize=4, label="held-out success")
+    # Where all balls meet may be far away, with nothing on the way.
+    shown = trained[-1] + 1 if trained[-1] + 1 < len(eps) and raw[trained[-1]] > 0.5 else trained[-1]
+    axis.set_xlim(left=-0.02 * (eps[shown] or 1), right=1.02 * (eps[shown] or 1))
+    axis.set_ylim(top=1.02)
+    axis.set_xlabel("eps, l2 on pixels in [0, 1]" if curve["norm"] == "l2" else "eps, l-infinity, in units of 1/255")
+    axis.set_ylabel("success of the discriminator")
+    axis.legend(frameon=False)
+    write_png(figure, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthfast import ops
+from synthfast.attacks.base import float32_below
 from synthfast.attacks.losses import cw_margin
-from synthfast.attacks.pgd import PGD, pgd_maximize
+from synthfast.attacks.pgd import pgd_maximize
 from synthfast.data import ImageSet
 from synthfast.errors import SynthfastError, UsageError
+from synthfast.models.bank import Bank
 from synthfast.models.classifier_parts import Normalize
 from synthfast.models.classifiers import make_classifier
-from synthfast.models.frozen import freeze
+from synthfast.models.frozen import Frozen, freeze
 from synthfast.training.batches import EpochOrder, to_unit
 from synthfast.training.ema import EMA
 
@@ -98,6 +100,7 @@ class Discriminator:
     """A trained discriminator.
 
     network: images float [N, C, H, W] in [0, 1] to logits [N, 2], class 1 for real; in evaluation mode.
+    attacked: the same as attacks see it.
     eps: the radius it was trained at, on pixels in [0, 1].
     validation_accuracy: robust accuracy of its state on the validation images, under PGD.
     training_accuracy: the highest robust accuracy on training images between two validations, whatever state was kept.
@@ -106,6 +109,7 @@ class Discriminator:
     """
 
     network: nn.Module
+    attacked: Frozen
     eps: float
     validation_accuracy: float
     training_accuracy: float
@@ -130,7 +134,7 @@ def train_discriminator(
         sets: see :class:`TrainingSets`.
         eps: radius of the balls on pixels in [0, 1], at least 0; 0 trains without an attack.
         start: a state dict to begin with, such as that of a smaller radius; it is validated first, as one of the candidates.
-        report: called with the number of steps done after every validation.
+        report: called with the number of steps done after each; it may raise to end the work.
 
     Returns:
         The :class:`Discriminator`; the same for the same arguments, and untouched by the global random state.
@@ -139,16 +143,12 @@ def train_discriminator(
         UsageError: images of different shapes, a batch that is not two of a kind or more.
         SynthfastError: a loss that is not finite.
     """
-    _check(sets, eps, settings)
-    network = make_network(sets, settings)
-    if start is not None:
-        network.load_state_dict(start)
-    return _Training(sets, eps, settings, network, warm=start is not None).run(report)
+    return DiscriminatorTraining(sets, [eps], settings, [start]).run(report)[0]
 
 
-def learned(found: Discriminator, validation_images: int) -> bool:
+def learned(validation_accuracy: float, validation_images: int, training_accuracy: float) -> bool:
     """Whether a discriminator beats chance on validation images, by two standard errors, or else fits its training images."""
-    return found.validation_accuracy > _beyond_chance(validation_images) or found.training_accuracy >= _FITS
+    return validation_accuracy > _beyond_chance(validation_images) or training_accuracy >= _FITS
 
 
 def _beyond_chance(images: int) -> float:
@@ -201,23 +201,45 @@ def _pixel_statistics(sets: TrainingSets) -> tuple[tuple[float, ...], tuple[floa
     return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
 
 
-def _check(sets: TrainingSets, eps: float, settings: DiscriminatorSettings) -> None:
+def _check(sets: TrainingSets, radii: Sequence[float], settings: DiscriminatorSettings) -> None:
     parts = (sets.real, sets.synthetic, sets.real_validation, sets.synthetic_validation)
     if len({tuple(part.shape[1:]) for part in parts}) > 1:
         found = ", ".join(str(list(part.shape[1:])) for part in parts)
         raise UsageError(f"a discriminator needs images of one shape, found {found}; choose sets that fit")
     if settings.batch_size < 4 or settings.batch_size % 2:
         raise UsageError(f"batch_size must be even and at least 4, half of it is real, found {settings.batch_size}")
-    if not 0 <= eps < math.inf:
-        raise UsageError(f"eps must be a finite number >= 0 on pixels in [0, 1], found {eps!r}")
+    for eps in radii:
+        if not 0 <= eps < math.inf:
+            raise UsageError(f"eps must be a finite number >= 0 on pixels in [0, 1], found {eps!r}")
 
 
-class _Training:
+class DiscriminatorTraining:
+    """Training of one network for each radius, all from the same images, as a call that may run on a thread of its own.
+
+    With one radius it is a network, with more a :class:`synthfast.models.bank.Bank` of them, which is faster on a GPU. Each is
+    what it would be alone, up to rounding.
+
+    Making it traces networks, during which no other thread may run one; :meth:`run` traces nothing.
+
+    Args:
+        radii: one or more.
+        starts: a state dict or None for each.
+    """
+
     def __init__(
-        self, sets: TrainingSets, eps: float, settings: DiscriminatorSettings, network: nn.Module, *, warm: bool
+        self,
+        sets: TrainingSets,
+        radii: Sequence[float],
+        settings: DiscriminatorSettings,
+        starts: Sequence[State | None] | None = None,
     ) -> None:
-        self.eps, self.settings, self.network, self.warm = eps, settings, network, warm
-        self.device = sets.real.device
+        _check(sets, radii, settings)
+        self.radii, self.settings, self.device = list(radii), settings, sets.real.device
+        self.warm = [start is not None for start in starts or [None] * len(radii)]
+        self.networks = [make_network(sets, settings) for _ in radii]
+        for network, start in zip(self.networks, starts or (), strict=False):
+            if start is not None:
+                network.load_state_dict(start)
         self.half = settings.batch_size // 2
         self.images = torch.cat([sets.synthetic, sets.real])
         self.first_real = len(sets.synthetic)
@@ -226,60 +248,84 @@ class _Training:
             EpochOrder(len(sets.real), settings.seed, _REAL_STREAM),
         )
         self.targets = _targets(self.half, self.half, self.device)
-        self.validation = to_unit(torch.cat([sets.synthetic_validation, sets.real_validation]), self.device)
+        self.validation = torch.cat([sets.synthetic_validation, sets.real_validation])
         self.validation_targets = _targets(len(sets.synthetic_validation), len(sets.real_validation), self.device)
+        self.network = self.networks[0] if len(radii) == 1 else Bank(self.networks)
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        self.average = EMA(network, settings.ema)
-        self.frozen, self.frozen_average = freeze(network), freeze(self.average.module)
+        self.average = EMA(self.network, settings.ema)
+        self.attacked, self.attacked_average = freeze(self.network), freeze(self.average.module)
+        self.finished = [freeze(network) for network in self.networks]
 
-    def run(self, report: Callable[[int], None] | None) -> Discriminator:
-        settings, average = self.settings, self.average.module
-        best, best_step, state = -1.0, 0, None
-        if self.warm:
-            best, state = self._validate(), _copied(average)
-        fitted, waited, step = 0.0, 0, 0
-        right = torch.zeros((), device=self.device)  # since the last validation
+    def run(self, report: Callable[[int], None] | None = None) -> list[Discriminator]:
+        """Train until each has gone ``patience`` validations without a better state, or ``steps`` are done.
+
+        Args:
+            report: called with the number of steps done after each; it may raise to end the work.
+        """
+        settings = self.settings
+        keepers = [_Keeper(eps, len(self.validation)) for eps in self.radii]
+        if any(self.warm):
+            for keeper, warm, accuracy in zip(keepers, self.warm, self._validate(), strict=True):
+                if warm:
+                    keeper.look(0, accuracy, 0.0, self._state(keepers.index(keeper)))
+        right = torch.zeros(len(self.radii), device=self.device)  # since the last validation
         seen = 0
         self.network.train()
         for step in range(1, settings.steps + 1):
             right += self._step(step)
             seen += settings.batch_size
-            if step % settings.validate_every and step < settings.steps:
-                continue
-            fitted = max(fitted, float(right) / seen)
-            right.zero_()
-            seen = 0
-            accuracy = self._validate()
-            waited = 0 if accuracy > best else waited + 1
-            if accuracy >= best:
-                best, best_step, state = accuracy, step, _copied(average)
             if report is not None:
                 report(step)
-            # Without an attack, chance may only mean that learning has not begun.
-            begun = self.eps > 0 or best > _beyond_chance(len(self.validation)) or fitted >= _FITS
-            if begun and waited >= settings.patience:
+            if step % settings.validate_every and step < settings.steps:
+                continue
+            fits = (right / seen).tolist()
+            right.zero_()
+            seen = 0
+            for row, accuracy in enumerate(self._validate()):
+                if not keepers[row].done(settings.patience):
+                    keepers[row].look(step, accuracy, fits[row], self._state(row))
+            if all(keeper.done(settings.patience) for keeper in keepers):
                 break
-        if not all(bool(tensor.isfinite().all()) for tensor in average.state_dict().values()):
-            raise SynthfastError(f"a discriminator's weights are not finite after step {step}; lower the learning rate")
+        return [self._finish(row, keeper) for row, keeper in enumerate(keepers)]
+
+    def _finish(self, row: int, keeper: _Keeper) -> Discriminator:
+        network, state = self.networks[row], keeper.state
         assert state is not None
-        average.load_state_dict(state)
-        return Discriminator(average, self.eps, best, fitted, step, best_step)
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise SynthfastError(
+                f"a discriminator of radius {keeper.eps:g} has weights that are not finite; lower the learning rate"
+            )
+        network.load_state_dict(state)
+        network.eval().requires_grad_(False)
+        self.finished[row].refresh()
+        return Discriminator(
+            network, self.finished[row], keeper.eps, keeper.best, keeper.fitted, keeper.steps, keeper.best_step
+        )
+
+    def _state(self, row: int) -> State:
+        module = self.average.module
+        if isinstance(module, Bank):
+            return module.state(row)
+        return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def _step(self, step: int) -> Tensor:
-        """One step; how many images of the batch were right, as a tensor."""
-        settings = self.settings
+        """One step; how many images of the batch each network got right: [R] on the device."""
+        settings, count = self.settings, len(self.radii)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, step / _WARMUP)
         x, index = self._batch(step - 1)
-        logits = self.network(self._attacked(x, index))
-        loss = F.cross_entropy(logits, self.targets)
+        targets = self.targets.repeat(count)
+        self.attacked.refresh()
+        x = self._adversarial(self.attacked, x, targets, index, settings.attack_steps)
+        logits = self.network(x)
+        loss = F.cross_entropy(logits, targets) * count  # the sum of the networks' means
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.average.update(self.network, step)
-        return (logits.detach().argmax(1) == self.targets).sum()
+        return (logits.detach().argmax(1) == targets).view(count, -1).sum(1)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images of a step in [0, 1], synthetic ones first, and what keys their randomness."""
@@ -290,44 +336,60 @@ class _Training:
         x = ops.gather_augment(self.images, items, index, settings.seed, padding=settings.crop, flip=settings.flip)
         return x, index
 
-    def _attacked(self, x: Tensor, index: Tensor) -> Tensor:
-        settings = self.settings
-        if self.eps == 0:
+    def _adversarial(self, attacked: Frozen, x: Tensor, targets: Tensor, index: Tensor, steps: int) -> Tensor:
+        """The images [N, ...] for each network in turn, [R N, ...], moved up the margin in the ball of its radius."""
+        settings, count = self.settings, len(self.radii)
+        if count > 1:
+            x = x.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+            index = index.repeat(count)
+        if not any(self.radii):
             return x
-        self.frozen.refresh()
-        start = ops.ball_start(x, index, self.eps, settings.norm, settings.seed)
+        eps = torch.tensor([float32_below(radius) for radius in self.radii], device=self.device)
+        eps = eps.repeat_interleave(len(x) // count)
         return pgd_maximize(
-            lambda images: cw_margin(self.frozen(images), self.targets),
-            start,
+            lambda images: cw_margin(attacked(images), targets),
+            ops.ball_start(x, index, eps, settings.norm, settings.seed),
             x,
             norm=settings.norm,
-            eps=self.eps,
-            step_size=min(1.0, 2.5 / settings.attack_steps) * self.eps,
-            steps=settings.attack_steps,
+            eps=eps,
+            step_size=min(1.0, 2.5 / steps) * eps,
+            steps=steps,
         )
 
-    def _validate(self) -> float:
-        """Robust accuracy of the averaged weights."""
-        self.frozen_average.refresh()
-        attack = PGD(
-            self.settings.norm, self.eps, seed=self.settings.seed, steps=2 * self.settings.attack_steps, loss="cw"
-        )
-        right = 0
+    def _validate(self) -> list[float]:
+        """Robust accuracy of the averaged weights of each network."""
+        self.attacked_average.refresh()
+        right = torch.zeros(len(self.radii), dtype=torch.int64, device=self.device)
         for first in range(0, len(self.validation), _VALIDATION_BATCH):
-            x = self.validation[first : first + _VALIDATION_BATCH]
-            y = self.validation_targets[first : first + _VALIDATION_BATCH]
+            x = to_unit(self.validation[first : first + _VALIDATION_BATCH], self.device)
+            targets = self.validation_targets[first : first + len(x)].repeat(len(self.radii))
             index = torch.arange(first, first + len(x), device=self.device)
-            if self.eps == 0:
-                with torch.no_grad():
-                    right += int((self.frozen_average(x).argmax(1) == y).sum())
-            else:
-                right += int(attack.run(self.frozen_average, x, y, index).fooled.logical_not().sum())
-        return right / len(self.validation)
+            x = self._adversarial(self.attacked_average, x, targets, index, 2 * self.settings.attack_steps)
+            with torch.no_grad():
+                right += (self.attacked_average(x).argmax(1) == targets).view(len(self.radii), -1).sum(1)
+        return (right / len(self.validation)).tolist()
+
+
+class _Keeper:
+    """The best state of one network so far, and whether it is worth going on."""
+
+    def __init__(self, eps: float, validation_images: int) -> None:
+        self.eps, self._chance = eps, _beyond_chance(validation_images)
+        self.best, self.fitted, self.best_step, self.steps, self._waited = -1.0, 0.0, 0, 0, 0
+        self.state: State | None = None
+
+    def look(self, step: int, accuracy: float, fitted: float, state: State) -> None:
+        """A state of validated ``accuracy``, and the share of training images that were right up to it."""
+        self.steps, self.fitted = step, max(self.fitted, fitted)
+        self._waited = 0 if accuracy > self.best else self._waited + 1
+        if accuracy >= self.best:  # the later one of equals
+            self.best, self.best_step, self.state = accuracy, step, state
+
+    def done(self, patience: int) -> bool:
+        # Without an attack, chance may only mean that learning has not begun.
+        begun = self.eps > 0 or self.best > self._chance or self.fitted >= _FITS
+        return begun and self._waited >= patience
 
 
 def _targets(synthetic: int, real: int, device: torch.device) -> Tensor:
     return torch.cat([torch.full((synthetic,), SYNTHETIC), torch.full((real,), REAL)]).to(device)
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -13,6 +13,7 @@ import pytest
 from synthfast import __version__
 from synthfast.config import (
     AccuracyConfig,
+    ArcConfig,
     ClassifierConfig,
     GeneratorConfig,
     InflectionConfig,
@@ -29,6 +30,7 @@ COMMANDS = {
     "train classifier": ClassifierConfig,
     "score accuracy": AccuracyConfig,
     "score robust": RobustConfig,
+    "score arc": ArcConfig,
     "inflection": InflectionConfig,
     "rank": RankConfig,
     "report": ReportConfig,

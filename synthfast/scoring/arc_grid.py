@@ -1,0 +1,135 @@
+"""The radii of an ARC: given ones, or a grid that finds where success falls to chance and refines where the curve bends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthfast.config import number
+from synthfast.errors import UsageError
+from synthfast.scoring.arc_curve import CHANCE, isotonic
+
+AUTO = "auto"
+ROUND = 2  # radii that are trained at once, each started from the nearest smaller one of an earlier round
+_FIRST = {"l2": 0.1, "linf": 1 / 255}
+_FALL = 0.05  # while success has fallen by less, the radius grows by 4 instead of 2
+
+
+def meeting_radius(norm: str, shape: Sequence[int]) -> float:
+    """The radius at which all balls meet, in the grey image 1/2, so that no discriminator beats chance: on pixels in [0, 1]."""
+    return 0.5 if norm == "linf" else 0.5 * math.sqrt(math.prod(shape))
+
+
+def first_radius(norm: str) -> float:
+    """The radius that an automatic grid begins with after 0."""
+    return _FIRST[norm]
+
+
+def parse_radii(text: str, norm: str) -> list[float] | None:
+    """Radii on pixels in [0, 1], ascending, with 0 in front; None for "auto".
+
+    Args:
+        text: "auto", numbers with commas between, or START:STOP:COUNT (evenly spaced, both ends included). For l-infinity in
+            units of 1/255, or as fractions such as 8/255.
+    """
+    if text == AUTO:
+        return None
+    try:
+        if ":" in text:
+            start, stop, count = text.split(":")
+            first, last = _radius(start, norm), _radius(stop, norm)
+            if int(count) < 2 or last <= first:
+                raise ValueError
+            radii = np.linspace(first, last, int(count)).tolist()
+        else:
+            radii = [_radius(part, norm) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--eps {text}: expected auto, radii such as 0,2,4,8, or START:STOP:COUNT such as 0:16:9, all at least 0"
+        ) from None
+    radii = sorted({0.0, *radii})
+    if len(radii) < 2:
+        raise UsageError(f"--eps {text}: expected at least one radius above 0, the area needs it; give more")
+    if norm == "linf" and 255 * radii[-1] < 1 and "/" not in text:
+        raise UsageError(
+            f"--eps {text}: l-infinity radii are in units of 1/255, all of these are below 1; write 8 or 8/255 for 8/255"
+        )
+    return radii
+
+
+def _radius(text: str, norm: str) -> float:
+    value = number(text.strip())
+    if norm == "linf" and "/" not in text:
+        value /= 255
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of a radius: success on held-out images, and whether that is chance."""
+
+    success: float
+    at_chance: bool
+
+
+def next_radii(
+    measured: Mapping[float, Point], radii: Sequence[float] | None, *, most: int, norm: str, end: float
+) -> list[float]:
+    """The radii to train next, at most ``ROUND``; none when the grid is done. A function of what is measured alone.
+
+    Given ``radii`` are measured in ascending order up to the first at chance. Otherwise 0 comes first; then the radius doubles,
+    or grows by 4 while success hardly falls, until success is at chance or ``end`` is reached, where it must be; then the
+    intervals in which the trapezoid rule may be most wrong are cut in the middle, until ``most`` radii are measured. For a
+    monotone curve that error is at most half of the fall times the width.
+
+    Args:
+        measured: by radius on pixels in [0, 1].
+        radii: ascending, or None.
+        end: the radius at which all balls meet.
+    """
+    if not measured:
+        return [0.0]
+    known = sorted(measured)
+    chance = next((eps for eps in known if measured[eps].at_chance), None)
+    if radii is not None:
+        if chance is not None:
+            return []
+        return [eps for eps in radii if eps not in measured and eps < end][:ROUND]
+    left = min(ROUND, most - len(known))
+    if left <= 0 or chance == 0.0:
+        return []
+    if chance is None and (larger := _larger(measured, norm, end)):
+        return larger[:left]
+    return _between(measured, chance, end)[:left]
+
+
+def _larger(measured: Mapping[float, Point], norm: str, end: float) -> list[float]:
+    last = max(measured)
+    if last == 0:
+        first = _FIRST[norm]
+    else:
+        fallen = measured[0.0].success - measured[last].success
+        first = last * (2 if fallen > _FALL else 4)
+    return [eps for eps in (first, 2 * first) if eps < end]
+
+
+def _between(measured: Mapping[float, Point], chance: float | None, end: float) -> list[float]:
+    """The middles of the two intervals with the largest possible error of the trapezoid rule, up to the radius at chance."""
+    eps = [e for e in sorted(measured) if chance is None or e <= chance]
+    heights = np.maximum(isotonic(np.array([measured[e].success for e in eps])), CHANCE)
+    if chance is None:
+        eps, heights = [*eps, end], np.append(heights, CHANCE)
+    intervals = [(float(heights[k] - heights[k + 1]), eps[k], eps[k + 1]) for k in range(len(eps) - 1)]
+    middles = []
+    for _ in range(ROUND):
+        worst = max(range(len(intervals)), key=lambda k: intervals[k][0] * (intervals[k][2] - intervals[k][1]))
+        fall, low, high = intervals.pop(worst)
+        middle = (low + high) / 2
+        middles.append(middle)
+        intervals += [(fall / 2, low, middle), (fall / 2, middle, high)]  # as if the curve were straight there
+    return sorted(middles)

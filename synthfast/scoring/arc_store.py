@@ -1,0 +1,96 @@
+"""What is measured at a radius, and where it is kept, so that an interrupted ``synthfast score arc`` goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthfast.artifacts import atomic_write_json, load_tensors, make_folder, read_json, save_tensors
+from synthfast.data.manifest import require_same
+from synthfast.errors import UsageError
+from synthfast.scoring.arc_measure import Outcomes
+
+_FACTS_FILE = "facts.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A radius with its discriminator.
+
+    eps: on pixels in [0, 1].
+    outcomes: on the held-out images.
+    validation_accuracy, training_accuracy, steps, best_step: see :class:`synthfast.scoring.discriminator.Discriminator`.
+    validation_images: how many there were.
+    state: the discriminator's state dict, which larger radii start from.
+    seconds: for training and measuring.
+    """
+
+    eps: float
+    outcomes: Outcomes
+    validation_accuracy: float
+    validation_images: int
+    training_accuracy: float
+    steps: int
+    best_step: int
+    state: Mapping[str, Tensor]
+    seconds: float
+
+
+_NUMBERS = ("validation_accuracy", "validation_images", "training_accuracy", "steps", "best_step", "seconds")
+
+
+class Store:
+    """Finished radii in a folder: a file of tensors and one of numbers for each, beside the facts they were made under.
+
+    With folder None nothing is kept.
+
+    Raises:
+        UsageError: the folder holds something else, or radii made under other facts.
+    """
+
+    def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        make_folder(folder)
+        path = folder / _FACTS_FILE
+        if not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
+            raise UsageError(f"{folder}: expected the progress of an ARC, found other files; choose another --out")
+        wanted = json.loads(json.dumps(facts))
+        if path.exists():
+            require_same(folder, read_json(path, "ARC's facts"), wanted, lambda key: key)
+        else:
+            atomic_write_json(path, wanted)
+
+    def _path(self, eps: float, ending: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"radius-{eps!r}.{ending}"
+
+    def read(self, eps: float) -> Measured | None:
+        """A finished radius; None if it is not there."""
+        if self._folder is None or not self._path(eps, "json").exists():
+            return None
+        numbers = read_json(self._path(eps, "json"), "radius")
+        tensors = load_tensors(self._path(eps, "safetensors"))
+        real, synthetic = (tensors.pop(f"outcomes.{kind}").numpy() for kind in ("real", "synthetic"))
+        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
+        outcomes = Outcomes(real, synthetic, numbers["runs"])
+        return Measured(eps, outcomes, state=state, **{name: numbers[name] for name in _NUMBERS})
+
+    def write(self, radius: Measured) -> None:
+        """Keep a radius; its numbers come last, so that a kill in between leaves it not done."""
+        if self._folder is None:
+            return
+        outcomes = radius.outcomes
+        tensors = {f"state.{name}": tensor for name, tensor in radius.state.items()}
+        tensors["outcomes.real"] = torch.from_numpy(outcomes.real)
+        tensors["outcomes.synthetic"] = torch.from_numpy(outcomes.synthetic)
+        save_tensors(self._path(radius.eps, "safetensors"), tensors)
+        numbers = {"runs": outcomes.runs, **{name: getattr(radius, name) for name in _NUMBERS}}
+        atomic_write_json(self._path(radius.eps, "json"), numbers)
