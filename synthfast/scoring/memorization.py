@@ -5,19 +5,19 @@ nearest training image's distance to its own k-th neighbour in the training set.
 other images of that region usually are, as in Carlini et al. (2023), "Extracting training data from diffusion models" (section
 4.2): where images are simple and alike, such as ones among digits, small distances mean little.
 
-How small is too small is learned from the training images: each is compared with all others in the same way, as if it were new. If
-the training images are independent draws, a new real image is like one of them, so that the share of training images that are
-at least as close, by the larger of the two ranks, is its conformal p-value (Vovk et al. 2005): of new real images a share of at
-most about s has a p-value up to s. A generator that copies has more.
+How small is too small is learned from the training images: each is compared with all others in the same way, as if it were
+new. If the training images are independent draws, a new real image is like one of them, so that the share of training images
+that are at least as close, by the larger of the two ranks, is its conformal p-value (Vovk et al. 2005): of new real images a
+share of at most about s has a p-value up to s. A generator that copies has more.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from synthfast.errors import UsageError
@@ -86,13 +86,9 @@ class Memorization:
         """What a p-value of at most ``share`` means: the nearest training image is closer than both of these.
 
         Returns {"distance", "ratio"}; both 0 where no image can be flagged, since too many training images have copies among
-        themselves. UsageError where so small a share cannot be told from none.
+        themselves.
         """
-        allowed = int(np.floor(share * (self.count + 1) * (1 + 1e-12))) - 1
-        if allowed < 0:
-            raise UsageError(
-                f"--null-share {share:g}: {self.count} training images tell shares from {1 / (self.count + 1):.3g} on; raise it"
-            )
+        allowed = _allowed(share, self.count)
         limit = int(self._null[min(allowed, self.count - 1)]) - 1 if allowed < self.count else self.count
         if limit < 1:
             return {"distance": 0.0, "ratio": 0.0}
@@ -106,6 +102,14 @@ def _ratio(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
     return np.minimum(ratio, _LARGEST).astype(np.float32)
 
 
-def feature_tensor(features: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Features as float32 [n, d] on ``device``."""
-    return torch.as_tensor(features, dtype=torch.float32).to(device)
+def _allowed(share: float, count: int) -> int:
+    """How many training images may be as close as an image with a p-value of ``share`` is."""
+    return math.floor(share * (count + 1) * (1 + 1e-9)) - 1
+
+
+def check_null_share(share: float, count: int) -> None:
+    """UsageError where so small a share cannot be told from none with ``count`` training images."""
+    if _allowed(share, count) < 0:
+        raise UsageError(
+            f"--null-share {share:g}: {count} training images tell shares from {1 / (count + 1):.3g} on; raise it"
+        )
