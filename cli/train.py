@@ -37,7 +37,7 @@ def _seconds_per_step(progress: Progress) -> float:
 @train.command()
 @config_options(GeneratorConfig)
 def generator(config: GeneratorConfig) -> None:
-    """Train a diffusion model on a data set.
+    """Train a diffusion model or a GAN on a data set.
 
     Leaves a checkpoint folder for `synthfast sample --generator DIR`, with a picture of samples at each checkpoint.
     Interrupted, the same command goes on exactly from the last checkpoint; with more --steps it trains on.

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthfast import assets, diffusion
 from synthfast.artifacts import CHECKPOINT_CONFIG, load_checkpoint, read_json, sha256_file
@@ -43,6 +43,8 @@ from synthfast.models.diffusers_format import (
     read_scheduler_config,
     resolve_model_folder,
 )
+from synthfast.models.gan import GANConfig, draw_images
+from synthfast.models.gan import Generator as GANNetwork
 from synthfast.models.unet import UNet2D
 from synthfast.models.unet_config import UNet2DConfig
 
@@ -121,6 +123,26 @@ class DiffusionGenerator:
         return {"solver": {k: "inf" if v == float("inf") else v for k, v in solver.items()}, "guidance": self.guidance}
 
 
+@dataclasses.dataclass
+class GANGenerator:
+    """The generator of a GAN.
+
+    network: a :class:`synthfast.models.gan.Generator`, or what torch.compile made of it.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int | None
+    fingerprint: str
+    network: GANNetwork
+    precision: torch.dtype = torch.float32
+    concurrent: ClassVar[bool] = True
+
+    def sample(self, index: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        with torch.autocast(index.device.type, self.precision, enabled=self.precision != torch.float32):
+            return draw_images(self.network, index, labels, seed)
+
+
 def load_generator(config: SampleConfig, device: torch.device) -> Generator:
     """The generator that ``config.generator`` names, on ``device``, with the solver that ``config`` asks for.
 
@@ -134,9 +156,46 @@ def load_generator(config: SampleConfig, device: torch.device) -> Generator:
     if spec == "digits":
         return _from_checkpoint(assets.DIGITS_GENERATOR, config, device)
     folder = Path(spec)
-    if (folder / CHECKPOINT_CONFIG).is_file() and "kind" in read_json(folder / CHECKPOINT_CONFIG, "checkpoint"):
-        return _from_checkpoint(folder, config, device)
-    return _from_diffusers(config, device)
+    path = folder / CHECKPOINT_CONFIG
+    if not path.is_file():
+        return _from_diffusers(config, device)
+    header = read_json(path, "checkpoint")
+    if "kind" not in header:
+        return _from_diffusers(config, device)
+    load = {"diffusion": _from_checkpoint, "gan": _from_gan}.get(str(header["kind"]))
+    if load is None:
+        raise SynthfastError(
+            f"{path}: expected a checkpoint of kind 'diffusion' or 'gan', found {header['kind']!r}; check the path"
+        )
+    return load(folder, config, device)
+
+
+def _from_gan(folder: Path, config: SampleConfig, device: torch.device) -> GANGenerator:
+    _refuse_solver(config)
+    header, weights = load_checkpoint(folder, "gan")
+    try:
+        description = GANConfig(**header["network"])
+        name, shape, classes = header["name"], header["shape"], header["classes"]
+        if not isinstance(name, str):
+            raise ValueError(f"'name' is {name!r}")
+        expected = [description.image_size, description.image_size, description.channels]
+        if shape != expected:
+            raise ValueError(f"'shape' is {shape!r}, the network's is {expected}")
+        if type(classes) is not type(description.num_classes) or classes != description.num_classes:
+            raise ValueError(f"'classes' is {classes!r}, the network has {description.num_classes}")
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong ({error}); train again") from error
+    with torch.device("meta"):
+        network = GANNetwork(description)
+    assign_weights(network, weights, source=folder)
+    return GANGenerator(
+        name=name,
+        shape=tuple(shape),
+        classes=classes,
+        fingerprint=header["sha256"],
+        network=_ready(network, config, device),
+        precision=_PRECISIONS[config.precision],
+    )
 
 
 def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -> DiffusionGenerator:
@@ -208,9 +267,9 @@ def _from_diffusers(config: SampleConfig, device: torch.device) -> DiffusionGene
     )
 
 
-def _ready(unet: UNet2D, config: SampleConfig, device: torch.device) -> diffusion.Model:
-    unet = unet.to(device).eval().requires_grad_(False)
-    return torch.compile(unet, dynamic=False) if config.compile else unet
+def _ready(network: nn.Module, config: SampleConfig, device: torch.device) -> Any:
+    network = network.to(device).eval().requires_grad_(False)
+    return torch.compile(network, dynamic=False) if config.compile else network
 
 
 def _solver(config: SampleConfig, default: dict[str, Any]) -> diffusion.SolverConfig:
@@ -223,15 +282,20 @@ def _solver(config: SampleConfig, default: dict[str, Any]) -> diffusion.SolverCo
     return diffusion.SolverConfig(name=name, **{**base, **given})
 
 
+def _refuse_solver(config: SampleConfig) -> None:
+    """UsageError if an option for solvers is given."""
+    given = [key for key in ("solver", "guidance", *_SOLVER_OPTIONS) if getattr(config, key) is not None]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
+
+
 def _from_python(config: SampleConfig, device: torch.device) -> Generator:
     _, _, rest = config.generator.partition(":")
     module_name, colon, function_name = rest.partition(":")
     if not colon or not module_name or not function_name:
         raise UsageError(f"--generator {config.generator}: expected py:module:function")
-    given = [key for key in ("solver", "guidance", *_SOLVER_OPTIONS) if getattr(config, key) is not None]
-    if given:
-        flag = "--" + given[0].replace("_", "-")
-        raise UsageError(f"{flag}: {config.generator} samples in its own way, expected no solver options; leave it out")
+    _refuse_solver(config)
     where = f"--generator {config.generator}"
     with _current_folder_importable(), _code_of_others(where):
         try:

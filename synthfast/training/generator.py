@@ -1,10 +1,11 @@
-"""``synthfast train generator``: a diffusion model on any image source."""
+"""``synthfast train generator``: what generators of every kind leave, and the diffusion model."""
 
 from __future__ import annotations
 
-import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from synthfast import diffusion, ops
 from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.config import GeneratorConfig
+from synthfast.config.generator import settings, settled
 from synthfast.data.grids import write_grid
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
@@ -43,52 +45,127 @@ def train_generator(config: GeneratorConfig, ranks: Ranks, report: Callable[[Pro
         UsageError: options that do not fit the data, the device or an existing run in the folder.
         SynthfastError: unreadable data, a loss that is not finite, a disk that refuses.
     """
-    job = _Job(config, ranks)
-    return job.run(report)
+    config = settled(config)
+    if config.arch == "gan":
+        from synthfast.training.gan import GANJob  # it builds upon this module
+
+        return GANJob(config, ranks).run(report)
+    return _Job(config, ranks).run(report)
 
 
-class _Job(Job[tuple[Tensor, Tensor | None]]):
+class GeneratorJob(Job[tuple[Tensor, Tensor | None]]):
+    """What training runs of all generators share: data, ranks, checkpoints.
+
+    A subclass makes its networks in :meth:`_build` and says how they are drawn from and described.
+
+    Attributes:
+        kind: of the checkpoint.
+        average: of the network that is saved and sampled from.
+    """
+
+    kind: ClassVar[str]
+    average: EMA
+    optimizer: torch.optim.Optimizer
+
     def __init__(self, config: GeneratorConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.share = self._share()
         self.images = open_in_turn(config, ranks)
-        height, width, channels = self.images.shape
+        height, width, _ = self.images.shape
         if height != width:
             hint = "give --image-size" if config.dataset.startswith("folder:") else "cut or resize them"
             raise UsageError(f"--dataset {config.dataset}: expected square images, found {height}x{width}; {hint}")
         self.classes = self.images.classes if config.conditional else None
         self.precision = pick_precision(config.precision, ranks.device)
-        self.parameterization, self.loss = _objective(config, self.classes)
-        unet = UNet2D(small_unet_config(height, channels, self.classes)).init_weights(config.seed)
-        self.model = unet.to(ranks.device).train()
-        self.average = EMA(self.model, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999)
-        )
+        self._build()
         self.folder = Path(config.out)
-        make_checkpoint_folder(self.folder, "diffusion")
+        make_checkpoint_folder(self.folder, self.kind)
         self.flip = flips(config)
         self.order = EpochOrder(len(self.images), config.seed)
         # The content of the data, not its path, decides whether a run may go on.
         self.facts = {
-            **dataclasses.asdict(config),
+            **settings(self.config),
             "data": self.images.fingerprint(),
             "precision": PRECISION_NAMES[self.precision],
             "flip": self.flip,
         }
-        modules = {"model": self.model, "ema": self.average.module}
+        self.modules = {"model": self.model, "ema": self.average.module}
         self.first_step = load_state(
-            self.folder, self.facts, modules, self.optimizer, may_differ=_FREE, options=_OPTIONS
+            self.folder, self.facts, self.modules, self.optimizer, may_differ=_FREE, options=_OPTIONS
         )
 
-    def run(self, report: Callable[[Progress], None] | None) -> Trained:
-        loss = self._run(self.model, report)
+    @abstractmethod
+    def _build(self) -> None:
+        """Set ``model``, ``average`` and ``optimizer``, on the device, and what the steps need besides."""
+
+    @abstractmethod
+    def _draw(self, index: Tensor, labels: Tensor | None) -> Tensor:
+        """Samples of the averaged network, float [N, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def _network_description(self) -> dict[str, object]:
+        """What the checkpoint says of the network, besides what it says for every kind."""
+
+    def _name(self) -> str:
+        """What the generator is, in a word."""
+        return self.kind
+
+    def _trained(self, loss: float) -> Trained:
         done = max(self.first_step, self.config.steps)
         return Trained(done, done - self.first_step, loss, self._picture(done))
 
-    def _first(self, step: int) -> int:
-        """Position in the run of this rank's first image of a step."""
-        return step * self.config.batch_size + self.ranks.rank * self.share
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _first(self, batch: int) -> int:
+        """Position in the run of this rank's first image of a batch."""
+        return batch * self.config.batch_size + self.ranks.rank * self.share
+
+    def _picture(self, step: int) -> Path:
+        return self.folder / f"samples-{step:06d}.png"
+
+    def _checkpoint(self, step: int) -> None:
+        """Samples, weights and state, by rank 0; the state last, so that a kill in between repeats this checkpoint."""
+        self.ranks.barrier()
+        if self.ranks.is_first:
+            self._write_samples(self._picture(step))
+            save_checkpoint(self.folder, self.kind, self._description(step), self.average.module.state_dict())
+            save_state(self.folder, step, self.facts, self.modules, self.optimizer)
+        self.ranks.barrier()
+
+    def _description(self, step: int) -> dict[str, object]:
+        return {
+            "name": f"{self.config.dataset} {self._name()} {step} steps",
+            "shape": list(self.images.shape),
+            "classes": self.classes,
+            "class_names": None if self.images.class_names is None else list(self.images.class_names),
+            **self._network_description(),
+            "training": {**self.facts, "steps_done": step},
+        }
+
+    def _write_samples(self, path: Path) -> None:
+        columns = min(self.classes or _GRID_ROWS, 10)
+        index = torch.arange(_GRID_ROWS * columns, device=self.ranks.device)
+        labels = None if self.classes is None else index % columns
+        write_grid(path, ops.quantize_uint8(self._draw(index, labels)).cpu().numpy(), columns)
+
+
+class _Job(GeneratorJob):
+    kind = "diffusion"
+
+    def _build(self) -> None:
+        config, device = self.config, self.ranks.device
+        size, _, channels = self.images.shape
+        self.parameterization, self.loss = _objective(config, self.classes)
+        unet = UNet2D(small_unet_config(size, channels, self.classes)).init_weights(config.seed)
+        self.model = unet.to(device).train()
+        self.average = EMA(self.model, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999)
+        )
+
+    def run(self, report: Callable[[Progress], None] | None) -> Trained:
+        return self._trained(self._run(self.model, report))
 
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         first = self._first(step)
@@ -105,7 +182,7 @@ class _Job(Job[tuple[Tensor, Tensor | None]]):
         labels = targets.to(device) if self.classes is not None and targets is not None else None
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * _lr_factor(step, config)
-        with torch.autocast(pixels.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             loss = self.loss(network, pixels, labels, index, config.seed).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -114,49 +191,28 @@ class _Job(Job[tuple[Tensor, Tensor | None]]):
         self.average.update(self.model, step + 1)
         return loss.detach()
 
-    def _picture(self, step: int) -> Path:
-        return self.folder / f"samples-{step:06d}.png"
+    def _name(self) -> str:
+        return self.config.loss
 
-    def _checkpoint(self, step: int) -> None:
-        """Samples, weights and state, by rank 0; the state last, so that a kill in between repeats this checkpoint."""
-        self.ranks.barrier()
-        if self.ranks.is_first:
-            self._write_samples(self._picture(step))
-            save_checkpoint(self.folder, "diffusion", self._description(step), self.average.module.state_dict())
-            modules = {"model": self.model, "ema": self.average.module}
-            save_state(self.folder, step, self.facts, modules, self.optimizer)
-        self.ranks.barrier()
-
-    def _description(self, step: int) -> dict[str, object]:
-        null_label = self.classes if self.classes is not None and self.config.label_dropout > 0 else None
+    def _network_description(self) -> dict[str, object]:
         return {
-            "name": f"{self.config.dataset} {self.config.loss} {step} steps",
-            "shape": list(self.images.shape),
-            "classes": self.classes,
-            "class_names": None if self.images.class_names is None else list(self.images.class_names),
-            "null_label": null_label,
+            "null_label": self.classes if self.classes is not None and self.config.label_dropout > 0 else None,
             "parameterization": diffusion.to_dict(self.parameterization),
             "sampler": {"name": "dpmpp-2m", "steps": 16 if self.config.loss == "edm" else 25},
             "unet": self.average.module.config.to_dict(),
-            "training": {**self.facts, "steps_done": step},
         }
 
-    def _write_samples(self, path: Path) -> None:
-        columns = min(self.classes or _GRID_ROWS, 10)
-        index = torch.arange(_GRID_ROWS * columns, device=self.ranks.device)
-        labels = None if self.classes is None else index % columns
-        table = diffusion.make_table(self.parameterization, diffusion.SolverConfig("dpmpp-2m", steps=16))
+    def _draw(self, index: Tensor, labels: Tensor | None) -> Tensor:
         height, width, channels = self.images.shape
-        pixels = diffusion.sample(
+        return diffusion.sample(
             self.average.module,
-            table,
+            diffusion.make_table(self.parameterization, diffusion.SolverConfig("dpmpp-2m", steps=16)),
             index,
             shape=(channels, height, width),
             seed=self.config.seed,
             labels=labels,
             autocast=None if self.precision == torch.float32 else self.precision,
         )
-        write_grid(path, ops.quantize_uint8(pixels).cpu().numpy(), columns)
 
 
 def _objective(
