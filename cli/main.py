@@ -30,6 +30,7 @@ _OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memor
             "inflection",
             "Train with and without synthetic images and compare.",
         ),
+        "select": ("synthfast.cli.select", "select", "Choose images by the scores of score samples."),
         "rank": ("synthfast.cli.rank", "rank", "Compare generators, and the scores that rank them."),
         "report": ("synthfast.cli.report", "report", "Results as one HTML file."),
         "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),

@@ -11,6 +11,7 @@ _LAZY = {
     "arc": ("synthfast.cli.score_arc", "arc", "Area under a robust discriminator's success curve."),
     "fid": ("synthfast.cli.score_metrics", "fid", "Distance of the features of synthetic and real images: FID and KID."),
     "prdc": ("synthfast.cli.score_metrics", "prdc", "Precision, recall, density and coverage of synthetic images."),
+    "samples": ("synthfast.cli.score_samples", "samples", "A score for each image of a shard folder, kept beside it."),
 }
 
 

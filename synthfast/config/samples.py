@@ -18,7 +18,9 @@ class SamplesConfig:
 
     synthetic: str | None = option(None, "Folder of synthetic shards.", metavar="DIR")
     real: str = option("digits", "Real images to compare with, such as cifar10 or folder:DIR; no test images.")
-    scores: str = option(",".join(SAMPLE_SCORES), "Which scores, separated by commas.", metavar="NAMES")
+    scores: str | None = option(
+        None, f"Which scores, separated by commas; all of {', '.join(SAMPLE_SCORES)} if not given.", metavar="NAMES"
+    )
     scores_folder: str | None = option(
         None, "Folder for the scores; scores, in the folder of shards, if not given.", metavar="DIR"
     )
@@ -78,7 +80,7 @@ class SamplesConfig:
     @property
     def score_names(self) -> tuple[str, ...]:
         """Each once, in the order of the tables."""
-        given = [name.strip() for name in self.scores.split(",")]
+        given = SAMPLE_SCORES if self.scores is None else [name.strip() for name in self.scores.split(",")]
         return tuple(dict.fromkeys([*(name for name in SAMPLE_SCORES if name in given), *given]))
 
 

@@ -21,6 +21,8 @@ from synthfast.config import (
     ReportConfig,
     RobustConfig,
     SampleConfig,
+    SamplesConfig,
+    SelectConfig,
 )
 
 GROUPS = {"": "sample, train", "train": "generator", "score": "accuracy", "shards": "ls"}
@@ -31,6 +33,8 @@ COMMANDS = {
     "score accuracy": AccuracyConfig,
     "score robust": RobustConfig,
     "score arc": ArcConfig,
+    "score samples": SamplesConfig,
+    "select": SelectConfig,
     "inflection": InflectionConfig,
     "rank": RankConfig,
     "report": ReportConfig,
