@@ -37,7 +37,7 @@ from synthfast.evaluation.result import result_json
 from synthfast.evaluation.robust import remove_progress
 from synthfast.evaluation.score import make_attacks
 from synthfast.evaluation.trial import kept, train_and_test, training_settings
-from synthfast.sampling import generate
+from synthfast.sampling import Generator, generate, load_generator
 from synthfast.scoring.arc import arc_result, progress_folder
 from synthfast.scoring.correlation import Measured, rank_correlations
 from synthfast.scoring.metrics import fid_result, prdc_result
@@ -103,7 +103,7 @@ def rank_result(config: RankConfig, ranks: Ranks, report: Callable[[Progress], N
     sources = parse_sources(config.sources)
     test = _labelled(config.test, config)
     real = open_images(config.real, data_dir=Path(config.data_dir), image_size=config.image_size)
-    _check_shards(sources, config, test)
+    _check(sources, config, test, ranks)
     arc_settings = _arc_settings(config)
     if training_settings(config, config.method, {"synthetic": ("DIR",), "fraction": 1.0}).validation:
         raise UsageError(f"{config.train}: validation: no real images are trained on that could be held out; remove it")
@@ -148,21 +148,25 @@ def _labelled(source: str, config: RankConfig) -> ImageSet:
     return images
 
 
-def _check_shards(sources: Sequence[Source], config: RankConfig, test: ImageSet) -> None:
-    """UsageError, before anything is done, for a shard folder that cannot take part."""
+def _check(sources: Sequence[Source], config: RankConfig, test: ImageSet, ranks: Ranks) -> None:
+    """UsageError, before anything is done, for a shard folder or a generator that cannot take part."""
     for source in sources:
-        if not source.is_shards:
-            continue
-        images = ShardSet(source.spec)
-        if len(images) < config.samples:
-            raise UsageError(
-                f"{source.spec}: holds {len(images):,} images, --samples {config.samples:,} is compared; sample more or "
-                "lower --samples"
-            )
-        if images.shape != test.shape or images.labels is None or images.classes != test.classes:
+        offered: ImageSet | Generator
+        if source.is_shards:
+            offered = images = ShardSet(source.spec)
+            if len(images) < config.samples:
+                raise UsageError(
+                    f"{source.spec}: holds {len(images):,} images, --samples {config.samples:,} is compared; sample more or "
+                    "lower --samples"
+                )
+            classes = images.classes if images.labels is not None else None
+        else:
+            offered = load_generator(_sampling(source, config), ranks.device)
+            classes = offered.classes
+        if tuple(offered.shape) != test.shape or classes != test.classes:
             raise UsageError(
                 f"{source.spec}: expected labelled images {list(test.shape)} in {test.classes} classes like {test.name}, "
-                f"found {list(images.shape)} in {images.classes}; choose shards that fit"
+                f"found {list(offered.shape)} in {classes}; choose sources that fit"
             )
 
 
@@ -182,8 +186,14 @@ def _shards(source: Source, config: RankConfig, ranks: Ranks, tell: Callable[[st
     """The folder with the images of a source; sampled if it is a generator."""
     if source.is_shards:
         return source.spec
+    sampling = _sampling(source, config)
+    generate(sampling, ranks, lambda p: tell(f"sampling, {p.done:,} of {p.total:,} images"))
+    return sampling.out
+
+
+def _sampling(source: Source, config: RankConfig) -> SampleConfig:
     out = str(Path(config.out) / source.name / "samples")
-    sampling = SampleConfig(
+    return SampleConfig(
         n=config.samples,
         generator=source.spec,
         out=out,
@@ -191,8 +201,6 @@ def _shards(source: Source, config: RankConfig, ranks: Ranks, tell: Callable[[st
         device=config.device,
         shard_size=config.samples,
     )
-    generate(sampling, ranks, lambda p: tell(f"sampling, {p.done:,} of {p.total:,} images"))
-    return out
 
 
 def _scores(
