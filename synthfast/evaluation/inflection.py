@@ -20,7 +20,7 @@ from synthfast.config import ClassifierConfig, InflectionConfig
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
-from synthfast.evaluation.interval import mean_interval
+from synthfast.evaluation.interval import mean_interval, within_unit
 from synthfast.evaluation.result import result_json
 from synthfast.evaluation.score import make_attacks
 from synthfast.evaluation.trial import PER_RUN, train_and_test, training_settings
@@ -183,7 +183,7 @@ def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
         curve: dict[str, list[Any]] = {"synthetic": counts}
         for metric in _METRICS:
             values = {count: _values(results, method, count, metric) for count in counts}
-            curve[metric] = [_within_unit(mean_interval(values[count])) for count in counts]
+            curve[metric] = [within_unit(mean_interval(values[count])) for count in counts]
             curve[f"{metric}_gain"] = [
                 None if count == 0 else mean_interval([a - b for a, b in zip(values[count], values[0], strict=True)])
                 for count in counts
@@ -198,13 +198,6 @@ def compare(results: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
         run.name: {metric: scores["metrics"][metric]["value"] for metric in _METRICS} for run, scores in results.items()
     }
     return {"metrics": metrics, "curves": curves, "runs": runs}
-
-
-def _within_unit(value: dict[str, Any]) -> dict[str, Any]:
-    """An accuracy whose interval is cut to [0, 1]: Student's t knows no bounds."""
-    if value["ci"] is not None:
-        value["ci"] = [max(0.0, value["ci"][0]), min(1.0, value["ci"][1])]
-    return value
 
 
 def _values(results: Mapping[Run, Mapping[str, Any]], method: str, count: int, metric: str) -> list[float]:

@@ -46,3 +46,10 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
         return {"value": mean, "ci": None, "count": count}
     half = t_quantile(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return {"value": mean, "ci": [mean - half, mean + half], "count": count}
+
+
+def within_unit(value: dict[str, Any]) -> dict[str, Any]:
+    """An accuracy whose interval is cut to [0, 1]: Student's t knows no bounds."""
+    if value["ci"] is not None:
+        value["ci"] = [max(0.0, value["ci"][0]), min(1.0, value["ci"][1])]
+    return value

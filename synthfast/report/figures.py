@@ -106,6 +106,8 @@ def rank_figure(generators: Mapping[str, Any], correlations: Mapping[str, Any], 
             )
         axis.set_title(f"{METRICS[score][0]}: rho {correlations[score]['value']:+.2f}", fontsize=11)
         axis.set_ylabel("robust accuracy %")
+        if score in ("arc", "fid") and all(row[score]["value"] > 0 for row in generators.values()):
+            axis.set_xscale("log")
     for axis in axes[len(scores) :]:
         axis.set_visible(False)
     handles, names = axes[0].get_legend_handles_labels()

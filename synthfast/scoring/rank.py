@@ -32,7 +32,7 @@ from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.data.manifest import MANIFEST
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
-from synthfast.evaluation.interval import mean_interval
+from synthfast.evaluation.interval import mean_interval, within_unit
 from synthfast.evaluation.result import result_json
 from synthfast.evaluation.robust import remove_progress
 from synthfast.evaluation.score import make_attacks
@@ -282,7 +282,7 @@ def _accuracies(
     names = ("accuracy", TARGET)
     if config.seeds == 1:
         return {name: found[0]["metrics"][name] for name in names}
-    return {name: mean_interval([each["metrics"][name]["value"] for each in found]) for name in names}
+    return {name: within_unit(mean_interval([each["metrics"][name]["value"] for each in found])) for name in names}
 
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
