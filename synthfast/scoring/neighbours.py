@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from synthfast.errors import SynthfastError, UsageError
+from synthfast.parallel import in_order
 
 _UNIT = 2.0**-24  # unit roundoff of float32
 _BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # rows and columns of a block of distances
 _SAMPLE = 12  # one in so many points gives the first limits of a neighbour search
 _LEAST_SAMPLE = 1024
 _PAIRS = 1 << 22  # candidates that are kept before they are looked at
-_EXACT = 1 << 20  # numbers in a chunk of differences
+_CHUNK = 1 << 18  # numbers that are worked on together elsewhere
 
 
 def k_nearest(queries: Tensor, base: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
@@ -195,28 +196,29 @@ def _pairs_below(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pairs (i, j, lower bound) whose lower bound is at most the limit of the row or of the column; with ``symmetric`` i < j."""
     device = rows.factors.device
-    height, width = _BLOCK.get(device.type, _BLOCK["cuda"])
-    width = min(width, len(columns))
-    height = min(height, len(rows))
-    block = torch.empty(height * width, device=device)
-    masks = torch.empty(2, height * width, dtype=torch.bool, device=device)
-    for top in range(0, len(rows), height):
-        left = rows.left(slice(top, top + height))
-        limits = row_limit[top : top + height, None]
-        for start in range(top // width * width if symmetric else 0, len(columns), width):
-            right = columns.factors[start : start + width]
-            size, shape = len(left) * len(right), (len(left), len(right))
-            lower = _product(left, right, block[:size].view(shape))
-            below = torch.le(lower, limits, out=masks[0, :size].view(shape))
-            if column_limit is not None:
-                below |= torch.le(lower, column_limit[start : start + width], out=masks[1, :size].view(shape))
-            i, j = below.nonzero().unbind(1)
-            value = lower[i, j]
-            i, j = i + top, j + start
-            if symmetric and start < top + height:
-                above = (j > i).nonzero()[:, 0]
-                i, j, value = i[above], j[above], value[above]
-            yield i, j, value
+    height, width = _block(device)
+
+    def block(corner: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        top, start = corner
+        lower = _product(rows.left(slice(top, top + height)), columns.factors[start : start + width])
+        below = lower <= row_limit[top : top + height, None]
+        if column_limit is not None:
+            below |= lower <= column_limit[start : start + width]
+        i, j = below.nonzero().unbind(1)
+        value = lower[i, j]
+        i, j = i + top, j + start
+        if symmetric and start < top + height:
+            above = (j > i).nonzero()[:, 0]
+            i, j, value = i[above], j[above], value[above]
+        return i, j, value
+
+    corners = [
+        (top, start)
+        for top in range(0, len(rows), height)
+        for start in range(top if symmetric else 0, len(columns), width)
+    ]
+    # A thread takes a block: threads that share one wait for each other at every step of it.
+    return in_order(block, corners, _threads(device))
 
 
 class _Search:
@@ -259,7 +261,8 @@ class _Search:
             if count > _PAIRS:
                 self._take(waiting)
                 waiting, count = [], 0
-        self._take(waiting)
+        if waiting:
+            self._take(waiting)
         distance, index = torch.empty_like(self.distance), torch.empty_like(self.index)
         distance[self.row_order], index[self.row_order] = self.distance, self.index
         return distance, index
@@ -268,16 +271,18 @@ class _Search:
         """Upper bounds, float32 [m], of each row's squared k-th distance: those of the sample."""
         wanted = self.k + self.symmetric  # a point may meet itself
         size = min(len(self.columns), max(_LEAST_SAMPLE, len(self.columns) // _SAMPLE, wanted))
-        limits = torch.empty(len(self.rows), device=self.queries.device)
+        device = self.queries.device
         right = self.columns.factors[:size]
-        height = max(1, _BLOCK.get(limits.device.type, _BLOCK["cuda"])[0] * 2048 // max(size, 2048))
-        for top in range(0, len(self.rows), height):
+        height, width = _block(device)
+        height = max(1, height * width // max(size, width))
+
+        def limits(top: int) -> Tensor:
             left = self.rows.left(slice(top, top + height))
             lower, at = _product(left, right).topk(wanted, 1, largest=False)
-            i = torch.arange(top, top + len(left), device=limits.device)[:, None].expand_as(at)
-            upper = lower + self.rows.slack(self.columns, i, at)
-            limits[top : top + height] = upper.amax(1) * (1 + 1e-6)
-        return limits
+            i = torch.arange(top, top + len(left), device=device)[:, None].expand_as(at)
+            return (lower + self.rows.slack(self.columns, i, at)).amax(1) * (1 + 1e-6)
+
+        return torch.cat(list(in_order(limits, range(0, len(self.rows), height), _threads(device))))
 
     def _take(self, waiting: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Merge candidates into the best: of each row those that may be among its k nearest, by their exact distance."""
@@ -286,7 +291,7 @@ class _Search:
         i, j, lower = i[order], j[order], lower[order]
         counts = torch.bincount(i, minlength=len(self.rows))
         ends = counts.cumsum(0)
-        height = max(1, _EXACT // max(int(counts.max()), 1))
+        height = max(1, _CHUNK // max(int(counts.max()), 1))
         bounds = [*range(0, len(self.rows), height), len(self.rows)]
         cuts = [0, *ends[torch.tensor(bounds[1:], device=ends.device) - 1].tolist()]
         for top, stop, first, last in zip(bounds[:-1], bounds[1:], cuts[:-1], cuts[1:], strict=True):
@@ -320,11 +325,20 @@ class _Search:
 def _distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Distances of pairs by their definition: float32 [p]."""
     found = torch.empty(len(i), device=a.device)
-    step = max(1, _EXACT // max(a.shape[1], 1))
+    step = max(1, _CHUNK // max(a.shape[1], 1))
     for first in range(0, len(i), step):
         difference = a[i[first : first + step]].double() - b[j[first : first + step]]
         found[first : first + step] = difference.square_().sum(1)
     return found.sqrt_()
+
+
+def _block(device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a block of distances."""
+    return _BLOCK["cpu" if device.type == "cpu" else "cuda"]
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def _order(count: int, device: torch.device) -> Tensor:
