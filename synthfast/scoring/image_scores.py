@@ -27,7 +27,6 @@ from synthfast.parallel import in_order
 from synthfast.scoring.discriminator import (
     DiscriminatorSettings,
     TrainingSets,
-    learned,
     make_network,
     train_discriminator,
 )
@@ -37,6 +36,7 @@ from synthfast.scoring.neighbours import k_nearest, kth_distances, within_counts
 from synthfast.selection.score_files import ScoreFolder
 from synthfast.training.batches import read_batch, to_unit
 
+L2_RADIUS = 0.05  # of the discriminators, for 8x8 grey images
 _SCORING = 1  # raised whenever the same facts would give other numbers
 _VALIDATION_SHARE, _MOST_VALIDATION = 0.2, 1000
 _ALIGNED_BY = 1000  # images that say how the margins of the two discriminators compare
@@ -158,7 +158,7 @@ class _Discriminator(Scorer):
         self.settings = DiscriminatorSettings(
             norm=config.norm,
             steps=config.discriminator_steps,
-            batch_size=128,
+            batch_size=64,
             crop=4 if self.images.shape[:2] == (32, 32) else 0,
             flip=kind in _FLIPPED,
             seed=config.seed,
@@ -236,7 +236,8 @@ class _Discriminator(Scorer):
             "validation_images": held_out,
             "steps": result.steps,
             "best_step": result.best_step,
-            "learned": learned(result, held_out),
+            # By two standard errors on images that neither the weights nor, but for the state's choice, anything else has seen.
+            "beats_chance": result.validation_accuracy > 0.5 + 1 / math.sqrt(held_out),
         }
         _write_state(path, result.network.state_dict(), key, found)
 
@@ -279,7 +280,7 @@ class _Discriminator(Scorer):
         return {"discriminator": margin, "looks_real": margin > 0}
 
     def warnings(self, notes: Mapping[str, Any]) -> list[str]:
-        weak = [half["validation_accuracy"] for half in notes["halves"] if not half["learned"]]
+        weak = [half["validation_accuracy"] for half in notes["halves"] if not half["beats_chance"]]
         if not weak:
             return []
         accuracies = " and ".join(f"{value:.3f}" for value in weak)
@@ -440,7 +441,7 @@ SCORERS: dict[str, type[Scorer]] = {
 
 def default_radius(shape: Sequence[int], norm: str) -> float:
     """The discriminators' radius where none is given; see the option."""
-    return 4 / 255 if norm == "linf" else 0.1 * math.sqrt(math.prod(shape) / math.prod(DIGITS_SHAPE))
+    return 4 / 255 if norm == "linf" else L2_RADIUS * math.sqrt(math.prod(shape) / math.prod(DIGITS_SHAPE))
 
 
 def _read_state(path: Path, key: Mapping[str, str]) -> dict[str, Any] | None:
