@@ -25,15 +25,16 @@ from synthfast.scoring.moments import PARTS, Moments, merge
 _LEVELS = (1, 2, 3, 4)  # the sets are cut into so many subsets for the extrapolation; all of them divide PARTS
 # Images a dimension that a subset must have: with fewer, FID is no line in 1 / n. Measured on Gaussians, see the tests.
 _LEAST = 3.0
+_NOISE = 1e-9  # of the sum of roots, which rounding may amount to
 _EPS = torch.finfo(torch.float64).eps
 
 
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
     """FID from means [d] and covariances [d, d], float64; covariances may be of any rank. Not negative.
 
-    The trace of (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of L^T S2 L, S1 = L L^T by Cholesky. Rounding
-    spoils small eigenvalues more than their roots can bear; where that would show (1e-8 of the sum), and where a covariance has
-    not full rank, it is the sum of the singular values of F2^T F1 instead, S = F F^T from the eigenvectors.
+    The trace of (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of F1^T S2 F1, S1 = F1 F1^T by Cholesky, or from
+    eigenvectors where S1 has not full rank. Rounding spoils small eigenvalues more than their roots can bear; where that would
+    show (1e-9 of the sum), it is the sum of the singular values of F2^T F1 instead.
     """
     trace = _trace_of_root(covariance1, covariance2)
     value = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * trace
@@ -41,18 +42,21 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 
 
 def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
-    lower = _cholesky(a)
-    if lower is None:
+    factor = _cholesky(a)
+    if factor is None:
         a, b = b, a
-        lower = _cholesky(a)
-    if lower is not None:
-        values = torch.linalg.eigvalsh(lower.T @ b @ lower)
-        largest = values[-1].clamp(min=0)
-        roots = values.clamp(min=0).sqrt()
-        noise = _EPS * largest / torch.maximum(roots, (_EPS * largest).sqrt())
-        if noise.sum() <= 1e-8 * roots.sum():
-            return roots.sum()
-    return torch.linalg.svdvals(_factor(b).T @ (_factor(a) if lower is None else lower)).sum()
+        factor = _cholesky(a)
+    if factor is None:
+        factor = _factor(a)
+    values = torch.linalg.eigvalsh(factor.T @ b @ factor).clamp(min=0)
+    roots = values.sqrt()
+    if not len(roots):  # one of the two has no spread at all
+        return roots.sum()
+    noise = _EPS * values.amax()  # of an eigenvalue; of its root as far as that is smaller
+    if (noise / torch.maximum(roots, noise.sqrt())).nan_to_num().sum() <= _NOISE * roots.sum():
+        return roots.sum()
+    other = _cholesky(b)
+    return torch.linalg.svdvals((_factor(b) if other is None else other).T @ factor).sum()
 
 
 def _cholesky(matrix: Tensor) -> Tensor | None:

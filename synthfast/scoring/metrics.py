@@ -82,8 +82,7 @@ def fid_result(config: FidConfig, ranks: Ranks, report: Report | None = None) ->
             report=count,
         )
 
-    by_class = real is not None and real.labels is not None and synthetic.labels is not None
-    draws = {id(images): draw(len(images), images.labels if by_class else None, config.seed) for images in inputs.sets}
+    draws = {id(images): draw(len(images), images.labels, config.seed) for images in inputs.sets}
     warnings = _few(inputs)
     groups: dict[str, Any] = {}
     if not config.per_class:

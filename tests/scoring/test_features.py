@@ -116,7 +116,7 @@ def test_features_that_are_not_numbers_are_reported():
         return found
 
     found = Features("broken", toy.shape, 16, "", CPU, function, batch_size=4)
-    with pytest.raises(SynthfastError, match="^images 0 to 3 of toy: expected finite features broken, found NaN"):
+    with pytest.raises(SynthfastError, match=r"^images 0 to 3 of toy: expected finite features broken, found NaN"):
         found.compute(toy)
 
 
@@ -163,12 +163,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 class TestInception:
     def test_equal_to_torch_fidelity(self, weights):
-        """FID and KID of its own calculate_metrics on the same images, and the same features."""
+        """KID of its own calculate_metrics on the same images. (FID of the same features: see test_frechet and
+        bench.pipeline.frechet; its matrix step takes torch-fidelity 20 seconds for images this few.)"""
         import torch_fidelity
 
-        from synthfast.scoring.frechet import fid
         from synthfast.scoring.kid import kid_subsets
-        from synthfast.scoring.moments import Moments
 
         toys = images(6, (32, 32, 3), 1), images(5, (32, 32, 3), 2)
         found = load_features(f"inception:{weights}", (32, 32, 3), CPU, allow_pickle=True)
@@ -179,7 +178,6 @@ class TestInception:
         theirs = torch_fidelity.calculate_metrics(
             input1=_Listed(sets[0]),
             input2=_Listed(sets[1]),
-            fid=True,
             kid=True,
             cuda=False,
             batch_size=4,
@@ -189,8 +187,6 @@ class TestInception:
             feature_extractor_weights_path=weights,
             **settings,
         )
-        moments = [Moments.of(each) for each in ours]
-        assert fid(*moments) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
         kid = kid_subsets(*ours, size=4, count=5, seed=3)
         assert kid.mean() == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 
@@ -200,7 +196,7 @@ class TestInception:
         torch.testing.assert_close(found(grey), found(grey.repeat(1, 1, 1, 3)), rtol=1e-5, atol=1e-6)
 
     def test_pickles_need_leave(self, weights):
-        with pytest.raises(SynthfastError, match="weights of kind '.pth' are pickles, which are refused"):
+        with pytest.raises(SynthfastError, match=r"weights of kind '.pth' are pickles, which are refused"):
             load_features(f"inception:{weights}", (8, 8, 1), CPU)
 
     def test_other_weights_are_refused(self, tmp_path):

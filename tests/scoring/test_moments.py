@@ -69,7 +69,7 @@ def test_parts_are_random_equal_and_have_their_share_of_every_class():
         mine = drawn.part == part
         assert 83 <= mine.sum() <= 84
         counts = np.bincount(labels[mine], minlength=10)
-        assert 8 <= counts.min() and counts.max() <= 9
+        assert counts.min() >= 8 and counts.max() <= 9
     again, other, without = draw(1000, labels, 5), draw(1000, labels, 6), draw(1000, None, 5)
     assert np.array_equal(drawn.part, again.part) and np.array_equal(drawn.place, again.place)
     assert (drawn.part == other.part).mean() < 0.2
