@@ -22,6 +22,7 @@ OPERATIONS = (
     "ball_start",
 )
 CPU_OPERATIONS = ("winograd_conv3x3",)
+CPU_PIPELINES = ("frechet", "prdc")
 PIPELINES = ("sample", "pgd_training_step")  # bench.pipeline.autoattack takes ten minutes and is run by itself
 
 
@@ -33,7 +34,8 @@ def main() -> None:
     operations = OPERATIONS + (CPU_OPERATIONS if options.device == "cpu" else ())
     modules = [f"bench.ops.{name}" for name in operations]
     if not options.ops:
-        modules += [f"bench.pipeline.{name}" for name in PIPELINES]
+        pipelines = PIPELINES + (CPU_PIPELINES if options.device == "cpu" else ())
+        modules += [f"bench.pipeline.{name}" for name in pipelines]
     reports = []
     for module in modules:
         status = subprocess.run([sys.executable, "-m", module, *passed_on], check=False).returncode
