@@ -11,6 +11,7 @@ copy of the points, a block of distances, and the pairs that may count.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from synthfast.parallel import in_order
 _UNIT = 2.0**-24  # unit roundoff of float32
 _BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # rows and columns of a block of distances
 _SAMPLE = 12  # one in so many points gives the first limits of a neighbour search
-_LEAST_SAMPLE = 1024
+_LEAST_SAMPLE = 512
 _PAIRS = 1 << 22  # candidates that are kept before they are looked at
 _CHUNK = 1 << 18  # numbers that are worked on together elsewhere
 
@@ -48,11 +49,12 @@ def k_nearest(queries: Tensor, base: Tensor | None, k: int) -> tuple[Tensor, Ten
     if not 1 <= k <= available:
         raise UsageError(f"k = {k}: expected 1 to {available}, the number of neighbours that a point has; lower it")
     order = _order(len(queries if base is None else base), queries.device)
-    if base is None:
-        cloud, _ = _clouds(queries, queries, order, order)
-        return _Search(queries, queries, cloud, cloud, k, order, order, symmetric=True).run()
-    rows, columns = _clouds(queries, base, None, order)
-    return _Search(queries, base, rows, columns, k, None, order, symmetric=False).run()
+    with _full_float32(queries.device):
+        if base is None:
+            cloud, _ = _clouds(queries, queries, order, order)
+            return _Search(queries, queries, cloud, cloud, k, order, order, symmetric=True).run()
+        rows, columns = _clouds(queries, base, None, order)
+        return _Search(queries, base, rows, columns, k, None, order, symmetric=False).run()
 
 
 def kth_distances(x: Tensor, k: int) -> Tensor:
@@ -107,19 +109,20 @@ def balls(a: Tensor, b: Tensor, a_radii: Tensor | None, b_radii: Tensor | None) 
     rows, columns = _clouds(a, b, None, None)
     low_a, high_a = rows.limits(a_radii, len(a))
     low_b, high_b = columns.limits(b_radii, len(b))
-    for i, j, lower in _pairs_below(rows, columns, high_a, high_b, symmetric=False):
-        upper = lower + rows.slack(columns, i, j)
-        in_a, in_b = upper < low_a[i], upper < low_b[j]
-        unsure = ((lower <= high_a[i]) & ~in_a) | ((lower <= high_b[j]) & ~in_b)
-        unsure = unsure.nonzero()[:, 0]
-        if len(unsure):
-            distance = _distances(a, b, i[unsure], j[unsure])
-            if a_radii is not None:
-                in_a[unsure] = distance < a_radii[i[unsure]]
-            if b_radii is not None:
-                in_b[unsure] = distance < b_radii[j[unsure]]
-        inside = (in_a | in_b).nonzero()[:, 0]
-        yield Inside(i[inside], j[inside], in_a[inside], in_b[inside])
+    with _full_float32(a.device):
+        for i, j, lower in _pairs_below(rows, columns, high_a, high_b, symmetric=False):
+            upper = lower + rows.slack(columns, i, j)
+            in_a, in_b = upper < low_a[i], upper < low_b[j]
+            unsure = ((lower <= high_a[i]) & ~in_a) | ((lower <= high_b[j]) & ~in_b)
+            unsure = unsure.nonzero()[:, 0]
+            if len(unsure):
+                distance = _distances(a, b, i[unsure], j[unsure])
+                if a_radii is not None:
+                    in_a[unsure] = distance < a_radii[i[unsure]]
+                if b_radii is not None:
+                    in_b[unsure] = distance < b_radii[j[unsure]]
+            inside = (in_a | in_b).nonzero()[:, 0]
+            yield Inside(i[inside], j[inside], in_a[inside], in_b[inside])
 
 
 class _Cloud:
@@ -200,7 +203,7 @@ def _pairs_below(
 
     def block(corner: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         top, start = corner
-        lower = _product(rows.left(slice(top, top + height)), columns.factors[start : start + width])
+        lower = rows.left(slice(top, top + height)) @ columns.factors[start : start + width].T
         below = lower <= row_limit[top : top + height, None]
         if column_limit is not None:
             below |= lower <= column_limit[start : start + width]
@@ -277,9 +280,8 @@ class _Search:
         height = max(1, height * width // max(size, width))
 
         def limits(top: int) -> Tensor:
-            left = self.rows.left(slice(top, top + height))
-            lower, at = _product(left, right).topk(wanted, 1, largest=False)
-            i = torch.arange(top, top + len(left), device=device)[:, None].expand_as(at)
+            lower, at = (self.rows.left(slice(top, top + height)) @ right.T).topk(wanted, 1, largest=False)
+            i = torch.arange(top, top + len(lower), device=device)[:, None].expand_as(at)
             return (lower + self.rows.slack(self.columns, i, at)).amax(1) * (1 + 1e-6)
 
         return torch.cat(list(in_order(limits, range(0, len(self.rows), height), _threads(device))))
@@ -357,13 +359,13 @@ def _check(points: Tensor, name: str, other: Tensor | None = None) -> None:
         raise SynthfastError(f"{name}: expected finite numbers, found NaN or infinity; check the features")
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right.T in float32 proper, which the bounds are for: no TF32, no bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        return torch.mm(left, right.T, out=out)
-    torch.set_float32_matmul_precision("highest")
+@contextlib.contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 proper, which the bounds are for: no TF32, no bfloat16."""
+    backend = torch.backends.mkldnn.matmul if device.type == "cpu" else torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
     try:
-        return torch.mm(left, right.T, out=out)
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        backend.fp32_precision = before

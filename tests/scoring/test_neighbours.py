@@ -98,7 +98,7 @@ def test_bounds_hold(generator, kind, dim):
     """The product is a lower bound of the scaled squared distances, and with its slack an upper one."""
     a, b = sets(kind, 40, 50, dim, generator)
     rows, columns = neighbours._clouds(a, b, None, None)
-    lower = neighbours._product(rows.left(slice(None)), columns.factors).double()
+    lower = (rows.left(slice(None)) @ columns.factors.T).double()
     slack = neighbours._Cloud.slack(rows, columns, *torch.meshgrid(torch.arange(40), torch.arange(50), indexing="ij"))
     true = (a.double()[:, None] - b.double()[None]).square().sum(2) * rows.scale**2
     assert (lower <= true).all() and (true <= lower + slack.double()).all()
@@ -120,17 +120,28 @@ def test_close_calls_alone_are_computed_in_float64(monkeypatch, generator):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_and_low_precision_change_nothing(generator, threads):
+@pytest.mark.parametrize("by", ["the old switch", "the new switch"])
+def test_threads_and_low_precision_change_nothing(generator, threads, by):
     points, _ = sets("far", 300, 1, 20, generator)
     expected = all_distances(points, points).fill_diagonal_(torch.inf).sort(dim=1).values[:, 4]
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("medium")
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    seen = []
     try:
+        if by == "the old switch":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            backend.fp32_precision = "bf16"
         assert torch.equal(kth_distances(points, 5), expected)
-        assert torch.get_float32_matmul_precision() == "medium"
+        for _ in balls(points, points, expected, None):
+            seen.append(backend.fp32_precision)
+        assert set(seen) == {"ieee"} and backend.fp32_precision == "bf16"
     finally:
-        torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
+        if by == "the old switch":
+            torch.set_float32_matmul_precision("highest")
+        backend.fp32_precision = before
 
 
 def test_strided_points(generator):
