@@ -30,9 +30,9 @@ class GeneratorConfig:
         "diffusion, or gan: a class-conditional GAN with the hinge loss (Miyato and Koyama 2018).",
         choices=("diffusion", "gan"),
     )
-    steps: int | None = option(None, "Optimizer steps; 1,500 if not given.")
-    batch_size: int = option(128, "Images in a step, over all ranks.")
-    lr: float | None = option(None, "Learning rate; 1e-3 if not given.")
+    steps: int | None = option(None, "Optimizer steps; 1,500 (gan: 4,000) if not given.")
+    batch_size: int | None = option(None, "Images in a step, over all ranks; 128 (gan: 32) if not given.")
+    lr: float | None = option(None, "Learning rate, of the gan's generator; 1e-3 (gan: 5e-4) if not given.")
     warmup: int | None = option(None, "diffusion: steps of linear warm-up; 200 if not given.")
     weight_decay: float | None = option(None, "diffusion: weight decay of AdamW; 0 if not given.")
     clip_norm: float | None = option(None, "diffusion: largest gradient norm; 1 if not given.")
@@ -51,17 +51,18 @@ class GeneratorConfig:
     label_dropout: float | None = option(
         None, "diffusion: share of labels dropped, so that guidance works; labelled data only; 0.1 if not given."
     )
-    d_steps: int | None = option(None, "gan: discriminator steps, each of a batch of its own, a step; 1 if not given.")
-    d_lr: float | None = option(None, "gan: learning rate of the discriminator; 1e-3 if not given.")
+    d_steps: int | None = option(None, "gan: discriminator steps, each of a batch of its own, a step; 2 if not given.")
+    d_lr: float | None = option(None, "gan: learning rate of the discriminator; 2e-3 if not given.")
     latent: int | None = option(None, "gan: size of the noise vector; 64 if not given.")
     width: int | None = option(
         None,
-        "gan: channels at the full resolution, twice as many at half of it; if not given 64, and 128 for 17 to 32 pixels.",
+        "gan: channels at the full resolution, twice as many at half of it; if not given 32 up to 16 pixels a side, 128 up to "
+        "32, else 64.",
     )
     augment: str | None = option(
         None,
-        "gan: differentiable augmentation (Zhao et al. 2020): none, or some of colour,translation,cutout; all of them if not "
-        "given, colour for RGB only.",
+        "gan: differentiable augmentation (Zhao et al. 2020): none, or some of colour,translation,cutout; if not given all of "
+        "them, but colour for RGB alone and cutout above 16 pixels alone.",
     )
     conditional: bool = option(True, "Use the labels where the data has them.")
     flip: bool | None = option(None, "Flip half of the images; on for cifar, celeba and imagenet if not given.")
@@ -94,6 +95,7 @@ class GeneratorConfig:
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "diffusion": {
         "steps": 1_500,
+        "batch_size": 128,
         "lr": 1e-3,
         "warmup": 200,
         "weight_decay": 0.0,
@@ -104,10 +106,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "label_dropout": 0.1,
     },
     "gan": {
-        "steps": 1_500,
-        "lr": 1e-3,
-        "d_steps": 1,
-        "d_lr": 1e-3,
+        "steps": 4_000,
+        "batch_size": 32,
+        "lr": 5e-4,
+        "d_steps": 2,
+        "d_lr": 2e-3,
         "latent": 64,
         "width": None,
         "augment": None,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from synthfast import ops
 from synthfast.errors import UsageError
-from synthfast.models.spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear, start_iteration
+from synthfast.models.spectral_norm import SpectralConv2d, start_iteration
 
 _SMALLEST = 4  # images are halved while that leaves at least so many pixels
 _WIDEST = 512
@@ -139,7 +139,9 @@ class Discriminator(nn.Module):
     """Images [N, C, H, W] in [-1, 1] and labels to a number each: large for real.
 
     D(x, y) = <e_y, phi(x)> + psi(phi(x)) (Miyato and Koyama 2018, eq. 8), phi the sum over the pixels of a ResNet's last layer.
-    Every layer is spectrally normalised; call :func:`synthfast.models.spectral_norm.power_iteration` once a step.
+    Every convolution is spectrally normalised; call :func:`synthfast.models.spectral_norm.power_iteration` once a step. The last
+    layer is not: on digits a discriminator bound to be 1-Lipschitz as a whole stays near 0, and the generator learns one image a
+    class (after 800 steps a classifier trained on the samples had 86% of real digits right, and 90% with a free last layer).
     """
 
     def __init__(self, config: GANConfig) -> None:
@@ -152,13 +154,16 @@ class Discriminator(nn.Module):
             blocks.append(_DownBlock(inputs, outputs, first=level == 0, down=level < len(levels) - 1))
             inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.linear = SpectralLinear(inputs, 1)
-        self.embedding = None if config.num_classes is None else SpectralEmbedding(config.num_classes, inputs)
+        self.linear = nn.Linear(inputs, 1)
+        self.embedding = None if config.num_classes is None else nn.Embedding(config.num_classes, inputs)
         self.to(memory_format=torch.channels_last)
 
     def init_weights(self, random: torch.Generator) -> Discriminator:
-        """As :meth:`Generator.init_weights`."""
+        """As :meth:`Generator.init_weights`, with class vectors about as long as N(0, 1) gives 64 channels."""
         _initialize(self, random)
+        if self.embedding is not None:
+            with torch.no_grad():
+                self.embedding.weight.mul_((64 / self.embedding.embedding_dim) ** 0.5)
         start_iteration(self, random)
         return self
 
@@ -207,9 +212,9 @@ def _initialize(network: nn.Module, random: torch.Generator) -> None:
 def small_gan_config(
     image_size: int, channels: int, num_classes: int | None, *, latent: int = 64, width: int | None = None
 ) -> GANConfig:
-    """Networks to train from scratch; ``width`` None: 128 for images of 17 to 32 pixels a side, else 64."""
+    """Networks to train from scratch; ``width`` None: 32 up to 16 pixels a side, 128 up to 32, else 64."""
     if width is None:
-        width = 128 if 16 < image_size <= 32 else 64
+        width = 32 if image_size <= 16 else 128 if image_size <= 32 else 64
     return GANConfig(image_size, channels, num_classes, latent, width)
 
 

@@ -119,3 +119,11 @@ def test_the_result_is_channels_last():
     x = images()
     for policy in (ALL, ("translation",), ("cutout",)):
         assert diff_augment(x, index_of(x), 0, policy).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_need_not_be_square():
+    x = images()[:, :, :, :6]
+    found = diff_augment(x, index_of(x), 0, ("translation",))
+    padded = torch.nn.functional.pad(x, (1,) * 4)
+    for k in range(len(x)):
+        assert any(torch.equal(found[k], padded[k, :, i : i + 8, j : j + 6]) for i in range(3) for j in range(3))
