@@ -177,7 +177,9 @@ TWO = """
 import json, sys
 import torch
 from synthfast.config import FidConfig, PrdcConfig
+from synthfast.data import open_images
 from synthfast.distributed import Ranks
+from synthfast.scoring.features import Features
 from synthfast.scoring.metrics import fid_result, prdc_result
 
 torch.set_num_threads(1)
@@ -186,6 +188,9 @@ with Ranks("cpu") as ranks:
         fid_result(FidConfig(synthetic=sys.argv[1], batch_size=64, kid_n=200, device="cpu"), ranks),
         prdc_result(PrdcConfig(synthetic=sys.argv[1], batch_size=64, device="cpu"), ranks),
     ]
+    images = open_images(sys.argv[1])
+    signed = Features("signed", images.shape, 64, "", ranks.device, lambda x: 100 - x.flatten(1).float())
+    assert torch.equal(signed.compute(images, ranks, 64), signed.compute(images))
 print(json.dumps([result["metrics"] for result in results]))
 """
 
