@@ -219,21 +219,30 @@ class _Discriminator(Scorer):
         )
 
     def _train(self, half: int, sets: TrainingSets, path: Path, key: Mapping[str, str], tell: Tell) -> None:
-        """Train one network into ``path``, unless an interrupted call left it there."""
+        """Train one network into ``path``, unless an interrupted call left it there.
+
+        Under attack from the start, networks may not learn to tell images apart that are much alike: they are trained without
+        one first.
+        """
         if _read_state(path, key) is not None:
             return
         steps = self.settings.steps
-        result = train_discriminator(
-            sets,
-            self.eps,
-            self.settings,
-            report=lambda step: tell(f"training discriminator {half + 1} of 2", step, steps),
-        )
+        radii = [0.0] if self.eps == 0 else [0.0, self.eps]
+        start, clean = None, 0.0
+        for number, radius in enumerate(radii):
+
+            def done(step: int, before: int = number * steps) -> None:
+                tell(f"training discriminator {half + 1} of 2", before + step, len(radii) * steps)
+
+            result = train_discriminator(sets, radius, self.settings, start=start, report=done)
+            start = result.network.state_dict()
+            clean = result.validation_accuracy if number == 0 else clean
         held_out = len(sets.real_validation) + len(sets.synthetic_validation)
         found = {
             "validation_accuracy": result.validation_accuracy,
             "training_accuracy": result.training_accuracy,
             "validation_images": held_out,
+            "clean_validation_accuracy": clean,
             "steps": result.steps,
             "best_step": result.best_step,
             # By two standard errors on images that neither the weights nor, but for the state's choice, anything else has seen.

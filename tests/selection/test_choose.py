@@ -90,14 +90,20 @@ def test_what_is_memorized_goes_first(images, give, chosen):
 
 
 def test_ranks_are_among_those_that_are_left(images, give, chosen):
-    p = np.where(np.arange(60) < 30, 0.001, 1)
-    margin, distance = np.r_[np.linspace(0.4, 0.6, 30), np.linspace(0, 1, 30)], np.zeros(60)
-    distance[30:] = np.linspace(0, 1, 30)[::-1] ** 3
+    random = np.random.default_rng(5)
+    p = np.where(random.random(60) < 0.5, 0.001, 1)
+    margin, distance = random.normal(size=60).astype(np.float32), random.random(60).astype(np.float32)
+    distance[p < 1] += 0.3  # so that ranks among all would differ
     give(images, "memorization", {"null_share": 0.01}, memorization_p=p)
     give(images, "discriminator", discriminator=margin)
     give(images, "density", density_distance=distance)
+    left = np.flatnonzero(p == 1)
+    among_left = best_of(rankdata(margin[left]) + rankdata(-distance[left]), 6)
+    among_all = best_of((rankdata(margin) + rankdata(-distance))[left], 6)
     selection, _ = chosen(by=("not-memorized", "discriminator", "density"), keep=0.1, balanced=False)
-    assert selection.indices.tolist() == list(range(54, 60))
+    assert selection.indices.tolist() == left[among_left].tolist() != left[among_all].tolist()
+    selection, _ = chosen(by=("not-memorized", "density"), keep=0.1, balanced=False)
+    assert selection.indices.tolist() == left[best_of(-distance[left], 6)].tolist()
 
 
 def test_a_class_with_few_left_lowers_all(images, give, chosen):
