@@ -21,7 +21,7 @@ for steps in 150 400; do
     "$SYNTHFAST" train generator --steps $steps --out "$OUT/generators/diffusion-$steps"
     sample diffusion-trained-$steps --generator "$OUT/generators/diffusion-$steps"
 done
-for steps in ${GAN_STEPS:-250 750 2000}; do
+for steps in ${GAN_STEPS:-500 1500 4000}; do
     "$SYNTHFAST" train generator --arch gan --steps "$steps" --out "$OUT/generators/gan-$steps"
     sample "gan-$steps" --generator "$OUT/generators/gan-$steps"
 done
