@@ -37,7 +37,7 @@ class ArcConfig:
     batch_size: int = option(64, "Images in a step, half of them real.")
     lr: float = option(0.002, "Learning rate of AdamW.")
     attack_steps: int = option(5, "PGD steps in training.")
-    patience: int = option(6, "Stop after so many validations, one every 25 steps, without a better one.")
+    patience: int = option(8, "Stop after so many validations, one every 25 steps, without a better one.")
     crop: int | None = option(None, "Pad training images by so many pixels and crop; 0 up to 16 pixels, else 2.")
     flip: bool | None = option(None, "Mirror half of the training images; on for sets of photographs.")
     measure_steps: int = option(50, "Steps of a run of the measuring attack (APGD).")

@@ -228,7 +228,11 @@ def _warnings(
                 f"eps {eps:.4g}: the last run of the attack still broke {100 * lost:.1f}% of the images, so ARC is too high; "
                 "raise --measure-steps or --restarts"
             )
-    floored = [f"{eps:.4g}" for eps, low in zip(curve.eps, area.floored, strict=True) if low]
+    floored = [
+        f"{eps:.4g}"
+        for eps, radius, low in zip(curve.eps, curve.measured, area.floored, strict=True)
+        if radius is not None and low
+    ]
     if floored:
         lines.append(
             f"held-out success fell below 1/2 at eps {', '.join(floored)}; 1/2 counts there, as for a blind guess"
@@ -265,6 +269,11 @@ def arc_result(config: ArcConfig, ranks: Ranks, report: Callable[[Progress], Non
         for source in (config.real, config.synthetic)
     ]
     real, synthetic = opened
+    if config.per_class and (real.labels is None or synthetic.labels is None or real.classes != synthetic.classes):
+        raise UsageError(
+            f"--per-class: expected labels of the same classes in {real.name} and {synthetic.name}, found {real.classes} and "
+            f"{synthetic.classes} classes; leave it out"
+        )
     settings = _settings(config, real)
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     decisive |= {name: getattr(settings.training, name) for name in ("crop", "flip")}

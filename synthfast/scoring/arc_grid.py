@@ -15,7 +15,9 @@ from synthfast.scoring.arc_curve import CHANCE, isotonic
 AUTO = "auto"
 ROUND = 2  # radii that are trained at once, each started from the nearest smaller one of an earlier round
 _FIRST = {"l2": 0.1, "linf": 1 / 255}
-_FALL = 0.05  # while success has fallen by less, the radius grows by 4 instead of 2
+_FALL = 0.05  # a curve that has fallen by less is flat so far
+_LEAST_GROWTH, _MOST_GROWTH = 1.25, 4.0  # of the radius, from one to the next
+_BEYOND = 1.2  # how far beyond the expected crossing the next radius lies, in distances to it
 
 
 def meeting_radius(norm: str, shape: Sequence[int]) -> float:
@@ -82,10 +84,10 @@ def next_radii(
 ) -> list[float]:
     """The radii to train next, at most ``ROUND``; none when the grid is done. A function of what is measured alone.
 
-    Given ``radii`` are measured in ascending order up to the first at chance. Otherwise 0 comes first; then the radius doubles,
-    or grows by 4 while success hardly falls, until success is at chance or ``end`` is reached, where it must be; then the
-    intervals in which the trapezoid rule may be most wrong are cut in the middle, until ``most`` radii are measured. For a
-    monotone curve that error is at most half of the fall times the width.
+    Given ``radii`` are measured in ascending order up to the first at chance. Otherwise 0 comes first; then the radius grows by 4
+    while success hardly falls, and then towards where a straight line through the last two would reach chance, until it does or
+    ``end`` is near, where it must; then the intervals in which the trapezoid rule may be most wrong are cut in the middle,
+    until ``most`` radii are measured. For a monotone curve that error is at most half of the fall times the width.
 
     Args:
         measured: by radius on pixels in [0, 1].
@@ -100,36 +102,43 @@ def next_radii(
         if chance is not None:
             return []
         return [eps for eps in radii if eps not in measured and eps < end][:ROUND]
-    left = min(ROUND, most - len(known))
+    left = most - len(known)
     if left <= 0 or chance == 0.0:
         return []
-    if chance is None and (larger := _larger(measured, norm, end)):
-        return larger[:left]
-    return _between(measured, chance, end)[:left]
+    if chance is None and (larger := _larger(measured, known, norm)) < end:
+        last = known[-1]
+        # Past a flat part of the curve nothing between is worth a radius, and one must be left to go on.
+        fallen = measured[0.0].success - measured[last].success > _FALL
+        return [(last + larger) / 2, larger] if fallen and left > ROUND else [larger]
+    return _middles(measured, known, chance, end)[: min(left, ROUND)]
 
 
-def _larger(measured: Mapping[float, Point], norm: str, end: float) -> list[float]:
-    last = max(measured)
+def _larger(measured: Mapping[float, Point], known: Sequence[float], norm: str) -> float:
+    last = known[-1]
     if last == 0:
-        first = _FIRST[norm]
-    else:
-        fallen = measured[0.0].success - measured[last].success
-        first = last * (2 if fallen > _FALL else 4)
-    return [eps for eps in (first, 2 * first) if eps < end]
+        return _FIRST[norm]
+    high, low = measured[known[-2]].success, measured[last].success
+    if measured[0.0].success - low <= _FALL or high <= low:
+        return _MOST_GROWTH * last
+    crossing = (last - known[-2]) * (low - CHANCE) / (high - low)  # beyond the last one
+    return min(_MOST_GROWTH * last, max(_LEAST_GROWTH * last, last + _BEYOND * crossing))
 
 
-def _between(measured: Mapping[float, Point], chance: float | None, end: float) -> list[float]:
-    """The middles of the two intervals with the largest possible error of the trapezoid rule, up to the radius at chance."""
-    eps = [e for e in sorted(measured) if chance is None or e <= chance]
-    heights = np.maximum(isotonic(np.array([measured[e].success for e in eps])), CHANCE)
+def _middles(measured: Mapping[float, Point], known: Sequence[float], chance: float | None, end: float) -> list[float]:
+    """The middles of the intervals with the largest possible error of the trapezoid rule, up to the radius at chance: the worst
+    one first, then the worst that is left when that one is cut."""
+    eps = [radius for radius in known if chance is None or radius <= chance]
+    heights = np.maximum(isotonic(np.array([measured[radius].success for radius in eps])), CHANCE)
     if chance is None:
         eps, heights = [*eps, end], np.append(heights, CHANCE)
+    if len(eps) == 2:  # the curve may be anywhere in this interval
+        return [eps[1] / 4, eps[1] / 2]
     intervals = [(float(heights[k] - heights[k + 1]), eps[k], eps[k + 1]) for k in range(len(eps) - 1)]
-    middles = []
+    middles: list[float] = []
     for _ in range(ROUND):
         worst = max(range(len(intervals)), key=lambda k: intervals[k][0] * (intervals[k][2] - intervals[k][1]))
         fall, low, high = intervals.pop(worst)
         middle = (low + high) / 2
         middles.append(middle)
         intervals += [(fall / 2, low, middle), (fall / 2, middle, high)]  # as if the curve were straight there
-    return sorted(middles)
+    return middles

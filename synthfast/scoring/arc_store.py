@@ -70,7 +70,7 @@ class Store:
 
     def _path(self, eps: float, ending: str) -> Path:
         assert self._folder is not None
-        return self._folder / f"radius-{eps!r}.{ending}"
+        return self._folder / f"radius-{float(eps)!r}.{ending}"
 
     def read(self, eps: float) -> Measured | None:
         """A finished radius; None if it is not there."""

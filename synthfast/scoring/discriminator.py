@@ -66,9 +66,9 @@ class DiscriminatorSettings:
     attack_steps: int = 5
     crop: int = 0
     flip: bool = False
-    ema: float = 0.95
+    ema: float = 0.98
     validate_every: int = 25
-    patience: int = 6
+    patience: int = 8
     seed: int = 0
 
 
