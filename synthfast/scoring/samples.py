@@ -113,9 +113,10 @@ def _make(scorer: Scorer, folder: ScoreFolder, ranks: Ranks, tell: Tell) -> None
     total = len(folder.images)
     scorer.prepare(folder, tell)
     with folder.writer(scorer.name, scorer.facts, ranks) as writer:
-        firsts = range(0, total, _CHUNK)
+        chunk = min(_CHUNK, -(-total // ranks.world_size))
+        firsts = range(0, total, chunk)
         for first in firsts[ranks.rank :: ranks.world_size]:
-            done = min(first + _CHUNK, total)
+            done = min(first + chunk, total)
             writer.write(first, scorer.score(np.arange(first, done)))
             tell("scoring", done, total)
         writer.commit(scorer.notes)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -328,6 +332,36 @@ def test_trained_discriminators_survive_an_interruption(judged, score, tmp_path,
     monkeypatch.setattr(image_scores, "train_discriminator", lambda *a, **k: trained.append(1) or train(*a, **k))
     score(**{**options, "seed": 2})  # those of another seed are not taken
     assert len(trained) == 2
+
+
+def test_two_ranks_leave_the_numbers_of_one(judged, score, tmp_path):
+    source = write(tmp_path / "few", judged[0].read(np.arange(60)), judged[0].labels[:60])
+    quick = {"eps": 0.05, "discriminator_steps": 1, "attack_steps": 1}
+    score(source=source, scores_folder=str(tmp_path / "one"), **quick)
+    options = [word for name, value in quick.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), "-m", "synthfast"]
+    command = [
+        sys.executable,
+        *launcher,
+        "score",
+        "samples",
+        "--synthetic",
+        str(source.path),
+        "--device",
+        "cpu",
+        *options,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("all ") == 1 and ran.stdout.count("the scores of each image") == 1
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (source.path / "scores").iterdir()) and len(names) == 12
+    for path in (tmp_path / "one").glob("*.npy"):
+        assert np.allclose(np.load(path), np.load(source.path / "scores" / path.name), rtol=1e-4, atol=1e-5), path.name
 
 
 def test_a_discriminator_at_chance_is_a_warning(judged, score, tmp_path):
