@@ -23,7 +23,8 @@ OPERATIONS = (
 )
 CPU_OPERATIONS = ("winograd_conv3x3",)
 CPU_PIPELINES = ("frechet", "prdc")
-PIPELINES = ("sample", "pgd_training_step")  # bench.pipeline.autoattack takes ten minutes and is run by itself
+# bench.pipeline.autoattack and bench.pipeline.arc take ten minutes or more and are run by themselves.
+PIPELINES = ("sample", "pgd_training_step", "bank")
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ order, so numbers agree up to rounding.
 The classifiers of this package run as one network whose convolutions have groups, on images [N, R C, H, W]; others, such as
 timm's, by torch.func.vmap, which must know their operations and takes 1.2 to 1.6 times as long where both can.
 
-What is saved is calls, not arithmetic (bench.pipeline.bank). On a CPU that pays for small networks and batches: small-cnn on 8x8
-images takes 0.85 times as long as frozen networks one after the other with 16 images for each of 8 networks, but 1.2 times as
-long with 64, and ResNets on 32x32 images twice as long. A thread a network is the better plan there; a bank is for GPUs, which
-a single small network cannot fill.
+What is saved is calls, not arithmetic (bench.pipeline.bank). On a CPU that pays for small networks and batches: the gradients of
+8 small-cnn for 16 images of 8x8 each take 0.7 times as long as those of frozen networks one after the other, for 64 images each
+as long, and those of ResNets on 32x32 images twice as long; training takes 0.75, 1.1 and 1.05 times as long. A thread a network
+is the better plan there; a bank is for GPUs, which a single small network cannot fill.
 """
 
 from __future__ import annotations
@@ -235,8 +235,6 @@ def _grouped(networks: Sequence[nn.Module]) -> nn.Module:
     """One network on images [N, R C, H, W] with the channels of one network after those of another, to logits [R, N, K]."""
     count = len(networks)
     network = _replaced(networks[0], _on_meta)
-    # On a CPU a tenth faster; on a GPU it has not been measured.
-    layout = torch.channels_last if next(networks[0].parameters()).device.type == "cpu" else torch.contiguous_format
     for name, module in list(network.named_modules()):
         sources = [other.get_submodule(name) for other in networks]
         made: nn.Module
@@ -265,9 +263,8 @@ def _grouped(networks: Sequence[nn.Module]) -> nn.Module:
         for key, tensor in _tensors(sources[0]):
             every = torch.stack([dict(_tensors(source))[key].detach() for source in sources])
             if isinstance(tensor, nn.Parameter):
-                every = every.flatten(0, 1)
-                every = every.contiguous(memory_format=layout) if every.dim() == 4 else every
-                setattr(made, key, nn.Parameter(every, tensor.requires_grad))
+                # Contiguous: with groups channels_last takes up to 1.2 times as long on a CPU.
+                setattr(made, key, nn.Parameter(every.flatten(0, 1).contiguous(), tensor.requires_grad))
             elif isinstance(module, Normalize):
                 made.register_buffer(key, every.view(1, -1, 1, 1), persistent=False)
             else:
