@@ -26,17 +26,35 @@ from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.result import result_json
 from synthfast.scoring.arc_curve import CHANCE, Area, measure_area
-from synthfast.scoring.arc_grid import Point, first_radius, meeting_radius, next_radii, parse_radii
+from synthfast.scoring.arc_grid import (
+    Point,
+    chance_radius,
+    first_radius,
+    larger_radius,
+    meeting_radius,
+    next_radii,
+    parse_radii,
+)
 from synthfast.scoring.arc_measure import MeasureSettings
 from synthfast.scoring.arc_radii import measure_radii
 from synthfast.scoring.arc_sets import ArcSets, split_sets
 from synthfast.scoring.arc_store import Measured, Store
-from synthfast.scoring.discriminator import DiscriminatorSettings, default_discriminator, learned
+from synthfast.scoring.discriminator import (
+    DiscriminatorSettings,
+    TrainingSets,
+    default_discriminator,
+    learned,
+    train_discriminator,
+)
 from synthfast.training.loop import flips
 
 # What says where results go and how they are shown, and so is not part of what decided them.
 _FREE = ("out", "json", "figure", "data_dir", "device")
-_POINT = 0.01  # what a further run of the attack may break without a warning
+_POINT, _POINTS = (
+    0.01,
+    0.02,
+)  # what a further run of the attack may break without a warning, by the width of the interval
+_BY_HEART = 128  # images of a kind that any network which learns at all learns by heart
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ def arc(
 
     Discriminators are trained from radius 0 up, each from the weights of the nearest smaller radius, whose state is the first
     candidate at the larger one; states are chosen on validation images, success is measured on held-out ones. Where a radius is
-    at chance (within a standard error, on validation and held-out images together), larger ones count as 1/2.
+    at chance (within a standard error, on held-out images), larger ones are not trained and count as 1/2.
 
     Args:
         real, synthetic: of one shape. They take turns nowhere: swapped, the result is the same up to randomness.
@@ -133,6 +151,7 @@ def arc(
     total = settings.most if settings.radii is None else len(settings.radii)
     found: dict[float, Measured] = {}
     points: dict[float, Point] = {}
+    has_learned = True
 
     def tell(eps: float, doing: str) -> None:
         if report is not None:
@@ -146,35 +165,55 @@ def arc(
             stored |= {measured.eps: measured for measured in made}
         found |= {eps: measured for eps, measured in stored.items() if measured is not None}
         points = {eps: _point(measured) for eps, measured in found.items()}
-        if not _learned(found[0.0]):
+        if 0.0 in radii and not (has_learned := _has_learned(found[0.0], sets.training, training)):
             break
-    return _curve(found, points, sets, settings, end)
+    return _curve(found, points, sets, settings, end, has_learned=has_learned)
 
 
 def _point(measured: Measured) -> Point:
-    """Success on held-out images, and whether it is chance on these and the validation images together."""
+    """Success on held-out images, and whether it is chance within a standard error.
+
+    Validation images have no say: the best of many states is above chance on them by choice.
+    """
     held = len(measured.outcomes.real) + len(measured.outcomes.synthetic)
-    validation = measured.validation_images
     success = measured.outcomes.success()
-    both = (held * success + validation * measured.validation_accuracy) / (held + validation)
-    return Point(success, at_chance=both <= CHANCE + 0.5 / math.sqrt(held + validation))
+    return Point(success, at_chance=success <= CHANCE + 0.5 / math.sqrt(held))
 
 
-def _learned(first: Measured) -> bool:
-    return learned(first.validation_accuracy, first.validation_images, first.training_accuracy)
+def _has_learned(first: Measured, sets: TrainingSets, settings: DiscriminatorSettings) -> bool:
+    """Whether what was found at radius 0 counts, be it chance.
+
+    Sets that are alike and too large to be learned by heart leave a network at chance on all images, as too little training does.
+    Then the same training must learn a few images of each kind by heart, which any network can that learns at all.
+    """
+    held = len(first.outcomes.real) + len(first.outcomes.synthetic)
+    if learned(first.outcomes.success(), held, first.training_accuracy):
+        return True
+    if len(sets.real) <= _BY_HEART:
+        return False
+    few = TrainingSets(
+        sets.real[:_BY_HEART], sets.synthetic[:_BY_HEART], sets.real_validation, sets.synthetic_validation
+    )
+    return learned(0.0, held, train_discriminator(few, 0.0, settings).training_accuracy)
 
 
 def _curve(
-    found: Mapping[float, Measured], points: Mapping[float, Point], sets: ArcSets, settings: ArcSettings, end: float
+    found: Mapping[float, Measured],
+    points: Mapping[float, Point],
+    sets: ArcSets,
+    settings: ArcSettings,
+    end: float,
+    *,
+    has_learned: bool,
 ) -> ArcCurve:
     eps, last = _radii(points, settings, end)
     measured = tuple(found.get(radius) for radius in eps)
     units = tuple(radius / settings.unit for radius in eps)
     curve = ArcCurve(None, units, measured, last / settings.unit, counts=sets.counts)
-    if not _learned(found[0.0]):
+    if not has_learned:
         message = (
             f"the discriminator learned nothing at eps 0 (accuracy {found[0.0].training_accuracy:.3f} on training images, "
-            f"{found[0.0].validation_accuracy:.3f} on validation images), so there is no ARC; raise --steps, or take another "
+            f"{found[0.0].outcomes.success():.3f} on held-out images), so there is no ARC; raise --steps, or take another "
             "--discriminator"
         )
         return dataclasses.replace(curve, warnings=(message,))
@@ -186,22 +225,30 @@ def _curve(
         for label in np.unique(sets.classes).tolist():
             of_class = sets.classes == label
             classes[label] = measure_area(units, real[:, of_class], synthetic[:, of_class], **draws)
-    warnings = _warnings(curve, area, points, sets, settings)
+    warnings = _warnings(curve, area, points, sets, settings, end)
     return dataclasses.replace(curve, area=area, classes=classes, warnings=warnings)
 
 
 def _radii(points: Mapping[float, Point], settings: ArcSettings, end: float) -> tuple[list[float], float]:
     """Radii of the curve, on pixels in [0, 1], and the last one of the grid.
 
-    An automatic grid ends where all balls meet; the curve stops at the first radius at chance, or where that is 0, at the radius
-    that would have come next, as 1/2.
+    An automatic grid ends where all balls meet; the curve stops at the radius at chance, or where that is 0, at the radius that
+    would have come next, as 1/2. A grid that was cut short has no more than what was measured: its area is a lower bound.
     """
     if settings.radii is not None:
         return list(settings.radii), settings.radii[-1]
     eps = sorted(points)
     if points[0.0].at_chance:
         return [*eps, first_radius(settings.training.norm)], end
-    return (eps if any(point.at_chance for point in points.values()) else [*eps, end]), end
+    at_chance = chance_radius(points) is not None
+    return (eps if at_chance or _cut_short(points, settings, end) else [*eps, end]), end
+
+
+def _cut_short(points: Mapping[float, Point], settings: ArcSettings, end: float) -> bool:
+    """Whether an automatic grid ended above chance for want of radii, and not because the next one is where all balls meet."""
+    if settings.radii is not None or chance_radius(points) is not None:
+        return False
+    return larger_radius(points, settings.training.norm) < end
 
 
 def _outcomes(measured: Sequence[Measured | None], sets: ArcSets) -> tuple[np.ndarray, np.ndarray]:
@@ -215,19 +262,25 @@ def _outcomes(measured: Sequence[Measured | None], sets: ArcSets) -> tuple[np.nd
 
 
 def _warnings(
-    curve: ArcCurve, area: Area, points: Mapping[float, Point], sets: ArcSets, settings: ArcSettings
+    curve: ArcCurve, area: Area, points: Mapping[float, Point], sets: ArcSets, settings: ArcSettings, end: float
 ) -> tuple[str, ...]:
     lines = [] if sets.warning is None else [sets.warning]
+    unchecked = False
     for k, (eps, radius) in enumerate(zip(curve.eps, curve.measured, strict=True)):
-        if radius is None or radius.outcomes.runs < 2:
+        if radius is None:
+            continue
+        if radius.outcomes.runs < 2:
+            unchecked = radius.eps > 0
             continue
         lost = radius.outcomes.success(radius.outcomes.runs - 1) - radius.outcomes.success()
         half = (area.accuracy_ci[k][1] - area.accuracy_ci[k][0]) / 2
-        if lost > max(_POINT, half):
+        if lost > max(_POINT, min(half, _POINTS)):
             lines.append(
                 f"eps {eps:.4g}: the last run of the attack still broke {100 * lost:.1f}% of the images, so ARC is too high; "
                 "raise --measure-steps or --restarts"
             )
+    if unchecked:
+        lines.append("one run of the attack, so that nothing tells whether more would break more; raise --restarts")
     floored = [
         f"{eps:.4g}"
         for eps, radius, low in zip(curve.eps, curve.measured, area.floored, strict=True)
@@ -235,7 +288,7 @@ def _warnings(
     ]
     if floored:
         lines.append(
-            f"held-out success fell below 1/2 at eps {', '.join(floored)}; 1/2 counts there, as for a blind guess"
+            f"the fit of held-out success is below 1/2 at eps {', '.join(floored)}; 1/2 counts there, as for a blind guess"
         )
     unfinished = [
         f"{eps:.4g}"
@@ -244,8 +297,11 @@ def _warnings(
     ]
     if unfinished:
         lines.append(f"training still made progress in its last step at eps {', '.join(unfinished)}; raise --steps")
-    if settings.radii is None and not any(point.at_chance for point in points.values()):
-        lines.append(f"success was above chance at the largest radius measured, {curve.eps[-2]:.4g}; raise --radii")
+    if _cut_short(points, settings, end):
+        lines.append(
+            f"success is still above chance at the largest radius measured, {curve.eps[-1]:.4g}, so that ARC is a lower bound; "
+            "raise --radii"
+        )
     return tuple(lines)
 
 

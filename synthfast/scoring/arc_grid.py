@@ -15,6 +15,9 @@ from synthfast.scoring.arc_curve import CHANCE, isotonic
 AUTO = "auto"
 ROUND = 2  # radii that are trained at once, each started from the nearest smaller one of an earlier round
 _FIRST = {"l2": 0.1, "linf": 1 / 255}
+EXTRA = 4  # radii beyond those asked for, where the grid has not come to chance or a radius at chance is doubtful
+_CONFIRM = 1.005  # times a doubtful radius
+_STEEP = 0.08  # fall to chance from one radius to the next that is doubted
 _FALL = 0.05  # a curve that has fallen by less is flat so far
 _LEAST_GROWTH, _MOST_GROWTH = 1.25, 4.0  # of the radius, from one to the next
 _BEYOND = 1.2  # how far beyond the expected crossing the next radius lies, in distances to it
@@ -84,10 +87,14 @@ def next_radii(
 ) -> list[float]:
     """The radii to train next, at most ``ROUND``; none when the grid is done. A function of what is measured alone.
 
-    Given ``radii`` are measured in ascending order up to the first at chance. Otherwise 0 comes first; then the radius grows by 4
+    Given ``radii`` are measured in ascending order until one is at chance. Otherwise 0 comes first; then the radius grows by 4
     while success hardly falls, and then towards where a straight line through the last two would reach chance, until it does or
     ``end`` is near, where it must; then the intervals in which the trapezoid rule may be most wrong are cut in the middle,
     until ``most`` radii are measured. For a monotone curve that error is at most half of the fall times the width.
+
+    A training that failed looks like chance. So where success falls steeply to the radius at chance, one just above it is trained
+    too, from the nearest state found since; if it is not at chance the grid goes on. For that, and for a grid that has not come
+    to chance yet, up to ``EXTRA`` more radii are measured.
 
     Args:
         measured: by radius on pixels in [0, 1].
@@ -97,15 +104,20 @@ def next_radii(
     if not measured:
         return [0.0]
     known = sorted(measured)
-    chance = next((eps for eps in known if measured[eps].at_chance), None)
+    chance = chance_radius(measured)
     if radii is not None:
         if chance is not None:
             return []
         return [eps for eps in radii if eps not in measured and eps < end][:ROUND]
     left = most - len(known)
-    if left <= 0 or chance == 0.0:
+    if chance == 0.0 or left <= -EXTRA:
         return []
-    if chance is None and (larger := _larger(measured, known, norm)) < end:
+    if left <= 0:
+        if chance is None:
+            larger = larger_radius(measured, norm)
+            return [larger] if larger < end else []
+        return [_CONFIRM * chance] if _doubtful(measured, chance) and _CONFIRM * chance < end else []
+    if chance is None and (larger := larger_radius(measured, norm)) < end:
         last = known[-1]
         # Past a flat part of the curve nothing between is worth a radius, and one must be left to go on.
         fallen = measured[0.0].success - measured[last].success > _FALL
@@ -113,7 +125,28 @@ def next_radii(
     return _middles(measured, known, chance, end)[: min(left, ROUND)]
 
 
-def _larger(measured: Mapping[float, Point], known: Sequence[float], norm: str) -> float:
+def chance_radius(measured: Mapping[float, Point]) -> float | None:
+    """The radius from which on success is chance: the smallest one at chance that no larger one above chance contradicts."""
+    found = None
+    for eps in sorted(measured, reverse=True):
+        if not measured[eps].at_chance:
+            break
+        found = eps
+    return found
+
+
+def _doubtful(measured: Mapping[float, Point], chance: float) -> bool:
+    """Whether success falls steeply to ``chance`` and no radius just above confirms it."""
+    below = max((eps for eps in measured if eps < chance), default=None)
+    confirmed = any(chance < eps <= 1.01 * chance for eps in measured) or any(
+        chance / 1.01 <= eps < chance for eps in measured
+    )
+    return below is not None and not confirmed and measured[below].success > CHANCE + _STEEP
+
+
+def larger_radius(measured: Mapping[float, Point], norm: str) -> float:
+    """The radius to go on with above the largest one measured."""
+    known = sorted(measured)
     last = known[-1]
     if last == 0:
         return _FIRST[norm]

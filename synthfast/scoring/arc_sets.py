@@ -14,6 +14,8 @@ from synthfast.errors import UsageError
 from synthfast.scoring.discriminator import TrainingSets
 
 VALIDATION = 0.15  # the share of the images by which states are chosen
+# Images of a kind that are validated with and held out at most: more would cost more than training, and tell little more.
+MOST_VALIDATION, MOST_HELD_OUT = 500, 5000
 LEAST = 20  # images of a kind; nothing can be learned from fewer
 _LEAST_STRATIFIED = 0.5  # classes are balanced if that leaves so much of the smaller set
 
@@ -55,7 +57,7 @@ def split_sets(
     the other: results by class are balanced, and a discriminator cannot tell the kinds by how frequent their classes are.
 
     Args:
-        held_out: share of the images to measure on; 0.15 validate, the rest trains.
+        held_out: share of the images to measure on, up to 5,000 of a kind; 0.15 validate, up to 500; the rest trains.
         seed: of the draw.
 
     Raises:
@@ -63,10 +65,14 @@ def split_sets(
     """
     _check(real, synthetic, n)
     counts, warning = _class_counts(real, synthetic, n)
+    total = int(counts.sum())
+    shares = np.minimum([VALIDATION, held_out], np.array([MOST_VALIDATION, MOST_HELD_OUT]) / total)
+    if min(np.rint(shares * total)) < 1:
+        raise UsageError(f"--held-out {held_out:g}: none of {total} images of a kind would be held out; raise it")
     parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for stream, (kind, images) in enumerate((("real", real), ("synthetic", synthetic))):
         generator = np.random.default_rng([seed % 2**64, stream])
-        parts[kind] = _parts(_drawn(images, counts, generator), held_out)
+        parts[kind] = _parts(_drawn(images, counts, generator), shares)
     read = {
         kind: [Chosen(images, items) for items in parts[kind]]
         for kind, images in (("real", real), ("synthetic", synthetic))
@@ -105,7 +111,7 @@ def _class_counts(real: ImageSet, synthetic: ImageSet, n: int | None) -> tuple[n
     have, offered = (np.bincount(images.labels, minlength=real.classes or 0) for images in (real, synthetic))
     shares = have / have.sum()
     present = shares > 0
-    fitting = int(min(most, (offered[present] / shares[present]).min()))
+    fitting = int(min(most, (offered[present] * have.sum() // have[present]).min()))
     if fitting < _LEAST_STRATIFIED * most or fitting < LEAST or (offered[~present] > 0).any():
         return whole, "the classes of the two sets are in different proportions; images were drawn regardless of class"
     return _shared_out(fitting, shares, np.minimum(have, offered)), None
@@ -131,14 +137,14 @@ def _drawn(images: ImageSet, counts: np.ndarray, generator: np.random.Generator)
         yield generator.permutation(items)[:count]
 
 
-def _parts(by_class: Iterator[np.ndarray], held_out: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parts(by_class: Iterator[np.ndarray], shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Items to train with, to validate and held out. Classes are cut so that the parts keep their shares over all classes too."""
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     done = 0
     ends = np.zeros(2, np.int64)  # validation and held-out images so far
     for items in by_class:
         done += len(items)
-        wanted = np.rint(np.array([VALIDATION, held_out]) * done).astype(np.int64)
+        wanted = np.rint(shares * done).astype(np.int64)
         validation, held = np.clip(wanted - ends, 0, None)
         held = min(held, len(items) - validation)
         ends += (validation, held)
