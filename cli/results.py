@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,9 +20,10 @@ def metric_line(result: dict[str, Any], metric: str, where: str) -> str:
 
 def give(result: dict[str, Any], out: str | None, as_json: bool, lines: list[str]) -> None:
     """Write the result file and print the result, as JSON or as lines."""
-    from synthfast.artifacts import atomic_write_json, json_bytes
+    from synthfast.artifacts import atomic_write_json, json_bytes, make_folder
 
     if out is not None:
+        make_folder(Path(out).parent)
         atomic_write_json(out, result)
     if as_json:
         click.echo(json_bytes(result).decode(), nl=False)

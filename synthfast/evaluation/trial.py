@@ -33,9 +33,17 @@ def training_settings(config: TrialConfig, method: str, given: Mapping[str, Any]
         given: further fields of :class:`ClassifierConfig` that are set for all runs; None is as not given.
     """
     values = {} if config.train is None else read_toml(config.train)
-    for name in PER_RUN:
-        if name in values:
-            raise UsageError(f"{config.train}: {name}: is set for each run of the comparison; remove it")
+    taken = {
+        *PER_RUN,
+        "norm",
+        "eps",
+        "data_dir",
+        "device",
+        *(name for name, value in given.items() if value is not None),
+    }
+    for name in values:
+        if name in taken:
+            raise UsageError(f"{config.train}: {name}: is set by the comparison; remove it")
     chosen = {name: getattr(config, name) for name in ("recipe", "model", "steps", "batch_size", "image_size")}
     chosen |= {"data_dir": config.data_dir, "device": config.device, **given}
     values |= {name: value for name, value in chosen.items() if value is not None}

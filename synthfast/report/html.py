@@ -60,7 +60,7 @@ def report_html(results: Sequence[tuple[str, Mapping[str, Any]]], title: str) ->
     for number, (path, result) in enumerate(results, start=1):
         try:
             sections.append(_section(number, path, result))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
             raise SynthfastError(
                 f"{path}: incomplete or damaged result of '{result['command']}' ({error!r}); make it again"
             ) from error
@@ -78,11 +78,11 @@ def _section(number: int, path: str, result: Mapping[str, Any]) -> dict[str, Any
         ],
         "metrics": [_row(name, value) for name, value in result["metrics"].items()],
         "tables": [*_group_tables(result.get("groups", {})), *_rank_tables(result)],
-        "warnings": result.get("warnings", []),
+        "warnings": [str(line) for line in result.get("warnings", [])],
         "figure": _figure(result),
         "config": list(_flat(result["config"])),
         "environment": list(_flat(result["environment"])),
-        "seconds": result["seconds"],
+        "seconds": float(result["seconds"]),
     }
 
 

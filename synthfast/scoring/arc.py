@@ -305,11 +305,20 @@ def _warnings(
     return tuple(lines)
 
 
-def arc_result(config: ArcConfig, ranks: Ranks, report: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+def arc_result(
+    config: ArcConfig,
+    ranks: Ranks,
+    report: Callable[[Progress], None] | None = None,
+    *,
+    synthetic: ImageSet | None = None,
+) -> dict[str, Any]:
     """The result of ``synthfast score arc`` as JSON values: metrics arc and arc_normalized, curves, groups, counts, warnings.
 
     With ``config.out`` an interrupted run goes on where it stopped: finished radii lie in :func:`progress_folder`, which the
     caller removes once the result is written.
+
+    Args:
+        synthetic: these images instead of those of ``config.synthetic``.
 
     Raises:
         UsageError: options or sets that do not fit each other.
@@ -320,11 +329,10 @@ def arc_result(config: ArcConfig, ranks: Ranks, report: Callable[[Progress], Non
     if config.out is not None and Path(config.out).is_dir():  # now, and not when the result is lost
         raise UsageError(f"--out {config.out}: expected a file, found a folder; choose another name")
     parse_radii(config.eps, config.norm)
-    opened = [
-        open_images(source or "", data_dir=Path(config.data_dir), image_size=config.image_size)
-        for source in (config.real, config.synthetic)
-    ]
-    real, synthetic = opened
+    where: dict[str, Any] = {"data_dir": Path(config.data_dir), "image_size": config.image_size}
+    real = open_images(config.real, **where)
+    if synthetic is None:
+        synthetic = open_images(config.synthetic or "", **where)
     if config.per_class and (real.labels is None or synthetic.labels is None or real.classes != synthetic.classes):
         raise UsageError(
             f"--per-class: expected labels of the same classes in {real.name} and {synthetic.name}, found {real.classes} and "

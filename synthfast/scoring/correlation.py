@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from synthfast.evaluation.interval import t_quantile
+
 _EXACT = 8  # up to so many generators all orders are counted (8! = 40,320)
 _ORDERS = 50_000  # beyond that so many are drawn
 _Z = 1.959964
@@ -22,10 +24,16 @@ class Measured:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, entries: list[Mapping[str, Any]]) -> Measured:
-        """From values of the result format, {"value", "ci"}; a 95% interval stands for 2 x 1.96 standard errors."""
+    def of(cls, entries: list[Mapping[str, Any]], freedom: int | None = None) -> Measured:
+        """From values of the result format, {"value", "ci"}, whose 95% intervals stand for 2 x 1.96 standard errors.
+
+        ``freedom``: degrees of freedom of intervals by Student's t, which are wider than that.
+        """
+        quantile = _Z if freedom is None else t_quantile(freedom)
         values = [float(entry["value"]) for entry in entries]
-        errors = [0.0 if entry["ci"] is None else (entry["ci"][1] - entry["ci"][0]) / (2 * _Z) for entry in entries]
+        errors = [
+            0.0 if entry["ci"] is None else (entry["ci"][1] - entry["ci"][0]) / (2 * quantile) for entry in entries
+        ]
         return cls(np.array(values), np.array(errors))
 
 
@@ -56,9 +64,10 @@ def rank_correlations(
 
     The interval holds the middle 95% of ``draws``, in each of which the generators are drawn with replacement (at least 3
     different ones) and every value is moved by a normal draw of its own standard error: so it covers the choice of the
-    generators and the errors of the measurements. All scores see the same draws of generators, which makes their difference
-    (``magnitude_minus``) a paired one. ``p`` is the share of all orders of the generators (of 50,000 drawn ones for more than
-    8) with a rho as far from 0: two-sided, under independence.
+    generators and the errors of the measurements. (The measured values have moved by their errors once already, so that the
+    draws are somewhat nearer to 0.) All scores see the same draws of generators, which makes their difference
+    (``magnitude_minus``) a paired one. ``p`` is the share of all orders of the generators (of 50,000 drawn ones for more than 8)
+    with a rho as far from 0: two-sided, under independence.
 
     Returns:
         score to {"value", "ci", "p", "count", "magnitude_minus": {other score: {"value", "ci"}}}: |rho| minus the other's.
@@ -78,7 +87,7 @@ def rank_correlations(
         found[name] = {
             "value": values[name],
             "ci": _middle(drawn[name]),
-            "p": float((shuffled >= abs(ours @ theirs) - 1e-9).mean()),
+            "p": _share(shuffled >= abs(ours @ theirs) - 1e-9, exact=n <= _EXACT),
             "count": n,
             "magnitude_minus": {
                 other: {
@@ -111,6 +120,11 @@ def _orders(n: int, random: np.random.Generator) -> np.ndarray:
     if n <= _EXACT:
         return np.array(list(itertools.permutations(range(n))))
     return random.permuted(np.tile(np.arange(n), (_ORDERS, 1)), axis=1)
+
+
+def _share(at_least: np.ndarray, exact: bool) -> float:
+    """Of all orders; drawn ones count the given order too, so that p is never 0."""
+    return float(at_least.mean() if exact else (at_least.sum() + 1) / (len(at_least) + 1))
 
 
 def _middle(values: np.ndarray) -> list[float]:

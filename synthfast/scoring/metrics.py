@@ -51,14 +51,16 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def fid_result(config: FidConfig, ranks: Ranks, report: Report | None = None) -> dict[str, Any]:
+def fid_result(
+    config: FidConfig, ranks: Ranks, report: Report | None = None, *, synthetic: ImageSet | None = None
+) -> dict[str, Any]:
     """The result of ``synthfast score fid`` as JSON values: metrics fid, fid_infinity and kid, ``features`` and ``warnings``.
 
     The value of ``fid_infinity`` is None where there are too few images for it, that of ``kid`` where the real images are given
-    as statistics. Every image is read once. Every rank gets the result.
+    as statistics. Every image is read once. Every rank gets the result. ``synthetic``: these images instead of the named ones.
     """
     start = time.perf_counter()
-    inputs = _open(config, ranks)
+    inputs = _open(config, ranks, synthetic)
     real, synthetic, features = inputs.real, inputs.synthetic, inputs.features
     if features.dim > _MOST:
         raise UsageError(
@@ -106,27 +108,33 @@ def fid_result(config: FidConfig, ranks: Ranks, report: Report | None = None) ->
     return result_json("score fid", _decisive(config, features), inputs.files, scores, time.perf_counter() - start)
 
 
-def prdc_result(config: PrdcConfig, ranks: Ranks, report: Report | None = None) -> dict[str, Any]:
+def prdc_result(
+    config: PrdcConfig, ranks: Ranks, report: Report | None = None, *, synthetic: ImageSet | None = None
+) -> dict[str, Any]:
     """The result of ``synthfast score prdc`` as JSON values: metrics precision, recall, density and coverage, ``features`` and
-    ``warnings``. The features of all images are kept in memory. Every rank gets the result.
+    ``warnings``. The features of all images are kept in memory. Every rank gets the result. ``synthetic``: these images instead
+    of the named ones.
     """
     start = time.perf_counter()
     if config.real.startswith(STATISTICS):
         raise UsageError(f"--real {config.real}: precision and recall need images; name their source")
-    inputs = _open(config, ranks)
+    inputs = _open(config, ranks, synthetic)
     assert inputs.real is not None
+    for images in inputs.sets:
+        if len(images) <= config.k:
+            raise UsageError(f"{images.name}: expected more than k = {config.k} images, found {len(images)}; lower --k")
     count = _counter(inputs, ranks, report)
-    real, synthetic = (
+    real, fake = (
         inputs.features.compute(images, ranks, config.batch_size, count).to(ranks.device)
         for images in (inputs.real, inputs.synthetic)
     )
-    metrics = _on_first(ranks, lambda: prdc(real, synthetic, config.k).entries(config.seed))
+    metrics = _on_first(ranks, lambda: prdc(real, fake, config.k).entries(config.seed))
     scores: dict[str, Any] = {"metrics": metrics}
     warnings: list[str] = []
     groups: dict[str, Any] = {}
     for name, *items in _classes(inputs.real, inputs.synthetic) if config.per_class else ():
         if _enough(name, items, config.k + 1, warnings):
-            one, two = real[items[0]], synthetic[items[1]]
+            one, two = real[items[0]], fake[items[1]]
             groups[name] = _on_first(ranks, lambda one=one, two=two: prdc(one, two, config.k).entries(config.seed))
     if groups:
         scores["groups"] = {"class": groups}
@@ -165,13 +173,14 @@ class _Inputs:
         return [images for images in (self.real, self.synthetic) if images is not None]
 
 
-def _open(config: FidConfig | PrdcConfig, ranks: Ranks) -> _Inputs:
+def _open(config: FidConfig | PrdcConfig, ranks: Ranks, synthetic: ImageSet | None) -> _Inputs:
     for name, path in (("--out", config.out), ("--save-stats", getattr(config, "save_stats", None))):
         if path is not None and Path(path).is_dir():  # now, and not when the result is lost
             raise UsageError(f"{name} {path}: expected a file, found a folder; choose another name")
-    assert config.synthetic is not None
     where = {"data_dir": Path(config.data_dir), "image_size": config.image_size}
-    synthetic = open_images(config.synthetic, **where)
+    if synthetic is None:
+        assert config.synthetic is not None
+        synthetic = open_images(config.synthetic, **where)
     statistics, real = None, None
     if config.real.startswith(STATISTICS):
         statistics = Path(config.real.removeprefix(STATISTICS))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from synthfast import __version__
 from synthfast.artifacts import make_folder
 from synthfast.config import (
@@ -28,7 +30,7 @@ from synthfast.config import (
     make_config,
     read_toml,
 )
-from synthfast.data import ImageSet, ShardSet, open_images
+from synthfast.data import Chosen, ImageSet, ShardSet, open_images
 from synthfast.data.manifest import MANIFEST
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
@@ -40,10 +42,13 @@ from synthfast.evaluation.trial import kept, train_and_test, training_settings
 from synthfast.sampling import Generator, generate, load_generator
 from synthfast.scoring.arc import arc_result, progress_folder
 from synthfast.scoring.correlation import Measured, rank_correlations
+from synthfast.scoring.features import load_features
 from synthfast.scoring.metrics import fid_result, prdc_result
+from synthfast.scoring.moments import PARTS
 from synthfast.scoring.names import METRICS, SCORES, TARGET
 
 _FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
+_TAKEN = ("real", "test", "result.json", "rank.png")  # names of inputs and files of the result
 _NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
 _SET_HERE = ("real", "synthetic", "n", "seed", "out", "json", "figure", "data_dir", "device", "image_size")
 
@@ -78,6 +83,8 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
         name, spec = match.groups() if match else (re.split(r"[/:]", text.rstrip("/"))[-1], text)
         if name in ("", ".", ".."):
             raise UsageError(f"{text}: expected a name, found none; write NAME={text}")
+        if name in _TAKEN:
+            raise UsageError(f"{text}: the name {name} has another meaning here; write NAME={text}")
         if name in {source.name for source in sources}:
             raise UsageError(f"{text}: a second source with the name {name}; write NAME={text}")
         sources.append(Source(name, spec))
@@ -103,7 +110,7 @@ def rank_result(config: RankConfig, ranks: Ranks, report: Callable[[Progress], N
     sources = parse_sources(config.sources)
     test = _labelled(config.test, config)
     real = open_images(config.real, data_dir=Path(config.data_dir), image_size=config.image_size)
-    _check(sources, config, test, ranks)
+    _check(sources, config, real, test, ranks)
     arc_settings = _arc_settings(config)
     if training_settings(config, config.method, {"synthetic": ("DIR",), "fraction": 1.0}).validation:
         raise UsageError(f"{config.train}: validation: no real images are trained on that could be held out; remove it")
@@ -117,26 +124,33 @@ def rank_result(config: RankConfig, ranks: Ranks, report: Callable[[Progress], N
                 report(Progress(source.name, number, len(sources), doing))
 
         shards = _shards(source, config, ranks, tell)
-        images = ShardSet(shards)
+        images: ImageSet = ShardSet(shards)
+        if len(images) > config.samples:
+            images = Chosen(images, np.arange(config.samples))
         inputs[source.name] = images
         scores = _scores(source, shards, images, real, config, arc_settings, ranks, tell)
-        generators[source.name] = scores | _accuracies(source, shards, images, test, config, ranks, tell)
+        generators[source.name] = scores | _accuracies(source, shards, test, config, ranks, tell)
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     decisive["eps"], decisive["sources"] = config.radius, {source.name: source.spec for source in sources}
     decisive["arc"] = arc_settings
-    found = {"generators": generators, **correlations(generators, config.seed)}
+    found = {"generators": generators, **correlations(generators, config.seeds, config.seed)}
     return result_json("rank", decisive, inputs, found, time.perf_counter() - start)
 
 
-def correlations(generators: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """``metrics`` and ``correlations`` from the values of each generator; a score that is missing for one is left out."""
+def correlations(generators: Mapping[str, Mapping[str, Any]], seeds: int = 1, seed: int = 0) -> dict[str, Any]:
+    """``metrics`` and ``correlations`` from the values of each generator; a score that is missing for one is left out.
+
+    ``seeds``: classifiers of a generator, whose accuracies have intervals by Student's t if there are several.
+    """
     rows = list(generators.values())
+    trained = seeds - 1 or None
+    freedom = {"fid": PARTS - 1, "kid": PARTS - 1, "accuracy": trained, TARGET: trained}
     scores = {
-        name: Measured.of([row[name] for row in rows])
+        name: Measured.of([row[name] for row in rows], freedom.get(name))
         for name in (*SCORES, "accuracy")
         if all(row[name]["value"] is not None for row in rows)
     }
-    found = rank_correlations(scores, Measured.of([row[TARGET] for row in rows]), seed=seed)
+    found = rank_correlations(scores, Measured.of([row[TARGET] for row in rows], freedom[TARGET]), seed=seed)
     metrics = {f"{name}_rho": {key: entry[key] for key in ("value", "ci", "count")} for name, entry in found.items()}
     return {"metrics": metrics, "correlations": found}
 
@@ -148,8 +162,14 @@ def _labelled(source: str, config: RankConfig) -> ImageSet:
     return images
 
 
-def _check(sources: Sequence[Source], config: RankConfig, test: ImageSet, ranks: Ranks) -> None:
+def _check(sources: Sequence[Source], config: RankConfig, real: ImageSet, test: ImageSet, ranks: Ranks) -> None:
     """UsageError, before anything is done, for a shard folder or a generator that cannot take part."""
+    if real.shape != test.shape:
+        raise UsageError(
+            f"--real {real.name}: expected images {list(test.shape)} like --test {test.name}, found {list(real.shape)}; "
+            "choose sources that fit"
+        )
+    load_features(config.features, test.shape, ranks.device)
     for source in sources:
         offered: ImageSet | Generator
         if source.is_shards:
@@ -199,7 +219,6 @@ def _sampling(source: Source, config: RankConfig) -> SampleConfig:
         out=out,
         seed=config.seed,
         device=config.device,
-        shard_size=config.samples,
     )
 
 
@@ -216,32 +235,33 @@ def _scores(
     common = {
         "real": config.real,
         "synthetic": shards,
-        "n": config.samples if config.samples < len(images) else None,
         "seed": config.seed,
         "data_dir": config.data_dir,
         "device": config.device,
         "image_size": config.image_size,
     }
-    features = {} if config.features is None else {"features": config.features}
+    by = {} if config.features is None else {"features": config.features}
+    features = load_features(config.features, images.shape, ranks.device).fingerprint
     folder = Path(config.out) / source.name
 
-    def score(name: str, settings: Any, make: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    def score(name: str, settings: Any, make: Callable[[Any], dict[str, Any]], **facts: Any) -> dict[str, Any]:
         tell(f"scoring, {name}")
-        free = (*_FREE, "figure")
-        facts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
-        facts |= {"real": real.fingerprint(), "synthetic": images.fingerprint(), "synthfast": __version__}
+        free = (*_FREE, "figure", "synthetic")
+        facts |= {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
+        facts |= {"real": real.fingerprint(), "synthetic": images.fingerprint(), "images": len(images)}
+        facts |= {"device": ranks.device.type, "synthfast": __version__}
         make_folder(folder)
         return kept(folder / f"{name}.json", facts, lambda: make(settings), ranks)
 
-    arc_n = (
-        config.samples if config.samples < min(len(images), len(real)) else None
-    )  # of each kind, as many as there are
-    arc_config = make_config(ArcConfig, {**common, "n": arc_n, **arc_settings, "out": str(folder / "arc-result.json")})
-    arc = score("arc", arc_config, lambda settings: arc_result(settings, ranks, lambda p: tell(f"ARC, {p.doing}")))
+    arc_config = make_config(ArcConfig, {**common, **arc_settings, "out": str(folder / "arc-result.json")})
+    arc = score(
+        "arc", arc_config, lambda each: arc_result(each, ranks, lambda p: tell(f"ARC, {p.doing}"), synthetic=images)
+    )
     if (progress := progress_folder(arc_config)) is not None and progress.exists():
         remove_progress(progress)
-    fid = score("fid", make_config(FidConfig, {**common, **features}), lambda settings: fid_result(settings, ranks))
-    prdc = score("prdc", make_config(PrdcConfig, {**common, **features}), lambda settings: prdc_result(settings, ranks))
+    fid_config, prdc_config = make_config(FidConfig, {**common, **by}), make_config(PrdcConfig, {**common, **by})
+    fid = score("fid", fid_config, lambda each: fid_result(each, ranks, synthetic=images), features=features)
+    prdc = score("prdc", prdc_config, lambda each: prdc_result(each, ranks, synthetic=images), features=features)
     curve = arc["curves"]["arc"]
     plain_interval = None if curve["ci"] is None else curve["ci"][0]
     plain = {"value": curve["accuracy"][0], "ci": plain_interval, "count": arc["metrics"]["arc"]["count"]}
@@ -252,14 +272,13 @@ def _scores(
 def _accuracies(
     source: Source,
     shards: str,
-    images: ImageSet,
     test: ImageSet,
     config: RankConfig,
     ranks: Ranks,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Means over the seeds, of classifiers that saw the synthetic images alone; with one seed, of its test images."""
-    first_ones = config.samples if config.samples < len(images) else None
+    first_ones = config.samples if config.samples < len(ShardSet(shards)) else None
     # The name of the real data decides on flips; with fraction 1 no image of it is read.
     given = {"synthetic": (shards,), "fraction": 1.0, "dataset": config.test}
     settings: ClassifierConfig = training_settings(config, config.method, given)

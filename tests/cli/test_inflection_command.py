@@ -97,7 +97,7 @@ def test_a_folder_without_shards_is_refused(cli, tmp_path):
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("seed = 3\n", (), "FILE: seed: is set for each run of the comparison; remove it"),
+        ("seed = 3\n", (), "FILE: seed: is set by the comparison; remove it"),
         ("speed = 3\n", (), "FILE: unknown key 'speed'"),
         ("", ("--counts", "65"), "--counts 65: expected numbers from 1 to 64, the synthetic images there are"),
         ("", ("--methods", "madry"), "--methods madry: expected some of standard, pgd, trades"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from synthfast.evaluation.interval import mean_interval
 from synthfast.scoring.correlation import Measured, rank_correlations, spearman
 
 
@@ -30,6 +31,8 @@ def test_entries_of_results():
     score = Measured.of([{"value": 2.0, "ci": [2 - 1.959964, 2 + 1.959964]}, {"value": 1.0, "ci": None}])
     assert score.values.tolist() == [2, 1]
     np.testing.assert_allclose(score.errors, [1, 0])
+    mean = mean_interval([0.5, 0.6, 0.7])
+    np.testing.assert_allclose(Measured.of([mean], 2).errors, [0.1 / np.sqrt(3)], rtol=1e-3)
 
 
 def test_exact_p():

@@ -120,7 +120,7 @@ def test_the_verdict_begins_with_the_strongest():
             "validation = 50",
             "FILE: validation: no real images are trained on that could be held out",
         ),
-        ({"train": "FILE"}, "seed = 1", "FILE: seed: is set for each run of the comparison"),
+        ({"train": "FILE"}, "seed = 1", "FILE: seed: is set by the comparison"),
         ({"test": "folder:FLAT"}, "", "--test folder:FLAT: has no labels, expected some"),
     ],
 )
