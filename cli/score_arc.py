@@ -31,7 +31,10 @@ def arc(config: ArcConfig) -> None:
             bar.update(progress.done, progress.total, progress.doing)
 
         result = arc_result(config, ranks, show)
-    give(result, config.out, config.json, [*_lines(result), *_picture(config, result)])
+    # The result first, so that no picture can lose it.
+    give(result, config.out, config.json, _lines(result))
+    for line in _picture(config, result):
+        click.echo(line, err=config.json)
     if (folder := progress_folder(config)) is not None:
         remove_progress(folder)
 
@@ -73,7 +76,8 @@ def _picture(config: ArcConfig, result: dict[str, Any]) -> list[str]:
 
     if config.figure is None and config.out is None:
         return []
-    path = config.figure or str(Path(config.out or "").with_suffix(".png"))
+    out = Path(config.out or "")
+    path = config.figure or str(out.with_suffix(".png") if out.suffix == ".json" else f"{out}.png")
     try:
         arc_figure(result["curves"]["arc"], result["metrics"], path)
     except SynthfastError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synthfast.config.fields import option, require, require_optimizer, require_seed
-from synthfast.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -13,7 +12,10 @@ class ArcConfig:
     """``synthfast score arc``."""
 
     synthetic: str | None = option(
-        None, "Synthetic images: a folder of shards, or any other source of images.", metavar="SOURCE"
+        None,
+        "Synthetic images: a folder of shards, or any other source; if not given, as many digits of the embedded generator "
+        "as there are real ones.",
+        metavar="SOURCE",
     )
     real: str = option(
         "digits:test", "Real images. Take ones that the generator was not trained on, or memorizing them is rewarded."
@@ -24,9 +26,14 @@ class ArcConfig:
         "Radii: auto, a list such as 0,0.1,0.2, or START:STOP:COUNT. In l2 on pixels in [0, 1], in linf in units of 1/255.",
         metavar="GRID",
     )
-    radii: int = option(8, "auto: so many radii are measured, 0 included.")
+    radii: int = option(
+        8, "auto: so many radii are measured, 0 included, and up to 4 more where success is not at chance yet."
+    )
     n: int | None = option(None, "Images of each kind; as many as the smaller set has if not given.", short="-n")
-    held_out: float = option(0.25, "Share of the images to measure on; 0.15 of them validate, the rest trains.")
+    held_out: float = option(
+        0.25,
+        "Share of the images to measure on, at most 5,000 of a kind; 0.15 of them validate, at most 500; the rest trains.",
+    )
     per_class: bool = option(False, "ARC of each class too.")
     discriminator: str = option(
         "auto",
@@ -66,7 +73,3 @@ class ArcConfig:
         require(self.crop is None or self.crop >= 0, "--crop", self.crop, "a whole number of at least 0")
         require(self.bootstrap >= 100, "--bootstrap", self.bootstrap, "a whole number of at least 100")
         require_seed(self.seed)
-        if not self.synthetic:
-            raise UsageError(
-                "--synthetic: expected a source of synthetic images, found none; make one with synthfast sample"
-            )

@@ -14,7 +14,10 @@ class _MetricConfig:
 
     real: str = option("digits:test", "Real images, such as digits:test, cifar10:test or folder:DIR.")
     synthetic: str | None = option(
-        None, "Synthetic images: a shard folder, npz:FILE, folder:DIR or any other source.", metavar="DIR"
+        None,
+        "Synthetic images: a shard folder, npz:FILE, folder:DIR or any other source; if not given, as many digits of the "
+        "embedded generator as there are real ones.",
+        metavar="DIR",
     )
     features: str | None = option(
         None,
@@ -36,10 +39,6 @@ class _MetricConfig:
     json: bool = option(False, "Print the result JSON instead of lines.")
 
     def __post_init__(self) -> None:
-        if not self.synthetic:
-            raise UsageError(
-                "--synthetic: expected a folder of synthetic shards or another source of images, found none; give one"
-            )
         require(self.n is None or self.n >= 1, "--n", self.n, "a whole number of at least 1")
         require(self.batch_size is None or self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
         require_seed(self.seed)

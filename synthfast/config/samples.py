@@ -30,10 +30,12 @@ class SamplesConfig:
     norm: str = option("l2", "discriminator: norm of the ball.", choices=("l2", "linf"))
     eps: float | None = option(
         None,
-        "discriminator: radius on pixels in [0, 1], in training and scoring; if not given, in l2 0.1 for 8x8 grey images and in "
+        "discriminator: radius on pixels in [0, 1], in training and scoring; if not given, in l2 0.05 for 8x8 grey images and in "
         "proportion to the root of the number of values for others, in linf 4/255.",
     )
-    discriminator_steps: int = option(600, "discriminator: at most so many training steps for each of the two.")
+    discriminator_steps: int = option(
+        600, "discriminator: at most so many training steps for each of the two, without an attack and then with it."
+    )
     attack_steps: int = option(10, "discriminator: steps of the attack on each image; 0 scores the image itself.")
     features: str | None = option(
         None, "density: features (see synthfast score fid); those of that command if not given.", metavar="NAME"
@@ -70,6 +72,10 @@ class SamplesConfig:
         require(
             self.eps is None or 0 <= self.eps < math.inf, "--eps", self.eps, "a number of at least 0, such as 8/255"
         )
+        if self.norm == "linf" and self.eps is not None and self.eps >= 1:
+            raise UsageError(
+                f"--eps {self.eps:g}: expected a radius on pixels in [0, 1]; write {self.eps:g}/255 for 1/255ths"
+            )
         require(self.attack_steps >= 0, "--attack-steps", self.attack_steps, "a whole number of at least 0")
         for name in ("discriminator_steps", "k"):
             require(getattr(self, name) >= 1, flag(name), getattr(self, name), "a whole number of at least 1")
@@ -98,7 +104,9 @@ class SelectConfig:
     keep: float | None = option(
         None, "Share of all images to keep; 0.2, and with not-memorized alone all that it leaves, if not given."
     )
-    balanced: bool | None = option(None, "Keep the same number of each class; on for images with labels.")
+    balanced: bool | None = option(
+        None, "Keep the same number of each class; on for images with labels, except with not-memorized alone."
+    )
     low_density: float | None = option(
         None,
         "Also write weights that grow with the distance to the k-th real neighbour to this power, so that regions which the "

@@ -58,6 +58,13 @@ def selection_files(path: str | Path) -> tuple[Path, Path, Path]:
     return path, path.with_suffix(".weights.npy"), path.with_suffix(".json")
 
 
+def check_may_write(path: str | Path) -> None:
+    """UsageError where the manifest of the selection ``path`` would overwrite something else."""
+    manifest_file = selection_files(path)[2]
+    if manifest_file.exists() and "indices" not in read_json(manifest_file, "selection's manifest"):
+        raise UsageError(f"{manifest_file}: is no selection's manifest and would be overwritten; choose another --out")
+
+
 def write_selection(
     path: str | Path, images: ImageSet, indices: np.ndarray, weights: np.ndarray | None, criteria: Mapping[str, Any]
 ) -> dict[str, Any]:

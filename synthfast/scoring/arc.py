@@ -9,6 +9,7 @@ about nearly every generator; how far images may be moved before it fails says m
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ from synthfast.scoring.discriminator import (
     learned,
     train_discriminator,
 )
+from synthfast.scoring.embedded import embedded_images
 from synthfast.training.loop import flips
 
 # What says where results go and how they are shown, and so is not part of what decided them.
@@ -332,7 +334,10 @@ def arc_result(
     where: dict[str, Any] = {"data_dir": Path(config.data_dir), "image_size": config.image_size}
     real = open_images(config.real, **where)
     if synthetic is None:
-        synthetic = open_images(config.synthetic or "", **where)
+        if config.synthetic is None:
+            synthetic = embedded_images(real, config.seed, ranks.device)
+        else:
+            synthetic = open_images(config.synthetic, **where)
     if config.per_class and (real.labels is None or synthetic.labels is None or real.classes != synthetic.classes):
         raise UsageError(
             f"--per-class: expected labels of the same classes in {real.name} and {synthetic.name}, found {real.classes} and "
@@ -349,10 +354,20 @@ def arc_result(
         "device": ranks.device.type,
         "synthfast": __version__,
     }
+    _check_figure(config.figure)
     curve = arc(real, synthetic, settings, ranks.device, store=progress_folder(config), facts=facts, report=report)
-    found = {**scores(curve, settings.training.norm, per_class=config.per_class), "warnings": list(curve.warnings)}
+    warnings = list(curve.warnings)
+    if config.per_class and curve.area is not None and not curve.classes:
+        warnings.append("--per-class: the classes could not be balanced, so there is no ARC of each")
+    found = {**scores(curve, settings.training.norm, per_class=config.per_class), "warnings": warnings}
     inputs = {"real": real, "synthetic": synthetic}
     return result_json("score arc", decisive, inputs, found, time.perf_counter() - begin)
+
+
+def _check_figure(path: str | None) -> None:
+    """Before the work, that the picture which is asked for can be drawn."""
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(f"--figure {path}: figures need matplotlib; install it with: pip install matplotlib")
 
 
 def progress_folder(config: ArcConfig) -> Path | None:
@@ -375,7 +390,11 @@ def _settings(config: ArcConfig, real: ImageSet) -> ArcSettings:
         lr=config.lr,
         attack_steps=config.attack_steps,
         crop=crop,
-        flip=flips(ClassifierConfig(dataset=config.real, flip=config.flip)),
+        # Either side may be the set of photographs: swapped, nothing changes.
+        flip=any(
+            flips(ClassifierConfig(dataset=source, flip=config.flip))
+            for source in (config.real, config.synthetic or "")
+        ),
         patience=config.patience,
         seed=config.seed,
     )

@@ -336,7 +336,10 @@ def _timm(
     facts = {key: data[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")}
     fingerprint = _sha256("timm", name, facts, _digest(model))
     batch_size = 16 if device.type == "cpu" else 128
-    return Features(spec, shape, model.num_features, fingerprint, device, function, batch_size)
+    # timm's num_features is not always what comes out (mobilenetv3 and vgg have a hidden layer in their heads).
+    with torch.inference_mode():
+        dim = function(torch.zeros(1, *shape, dtype=torch.uint8, device=device)).shape[1]
+    return Features(spec, shape, dim, fingerprint, device, function, batch_size)
 
 
 @contextlib.contextmanager

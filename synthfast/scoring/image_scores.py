@@ -31,7 +31,7 @@ from synthfast.scoring.discriminator import (
     train_discriminator,
 )
 from synthfast.scoring.features import DIGITS_SHAPE, Features, load_features, split
-from synthfast.scoring.memorization import Memorization, check_null_share
+from synthfast.scoring.memorization import Memorization, check_enough, check_null_share
 from synthfast.scoring.neighbours import k_nearest, kth_distances, within_counts
 from synthfast.selection.score_files import ScoreFolder
 from synthfast.training.batches import read_batch, to_unit
@@ -401,6 +401,7 @@ class _Memorization(Scorer):
         except UsageError as error:
             raise UsageError(str(error).replace("--features", "--memorization-features", 1)) from None
         check_null_share(config.null_share, len(self.train))
+        check_enough(self.train.name, len(self.train), config.k)
         return {
             "train_set": fingerprint,
             "features": self.features.fingerprint,

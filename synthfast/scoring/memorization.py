@@ -51,8 +51,7 @@ class Memorization:
     """
 
     def __init__(self, train: Tensor, k: int, name: str) -> None:
-        if len(train) < k + 2:
-            raise UsageError(f"-k {k}: {name} has {len(train)} images, expected at least k + 2; lower it")
+        check_enough(name, len(train), k)
         self.train, self.count = train, len(train)
         distances, indices = k_nearest(train, None, k + 1)
         distances, neighbour = distances.cpu().numpy(), indices[:, 0].cpu().numpy()
@@ -105,6 +104,12 @@ def _ratio(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
 def _allowed(share: float, count: int) -> int:
     """How many training images may be as close as an image with a p-value of ``share`` is."""
     return math.floor(share * (count + 1) * (1 + 1e-9)) - 1
+
+
+def check_enough(name: str, images: int, k: int) -> None:
+    """UsageError unless a training set of so many images has k neighbours to spare."""
+    if images < k + 2:
+        raise UsageError(f"-k {k}: {name} has {images} images, expected at least k + 2; lower it")
 
 
 def check_null_share(share: float, count: int) -> None:

@@ -16,6 +16,7 @@ from synthfast.data import Chosen, ImageSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.result import result_json
+from synthfast.scoring.embedded import embedded_images
 from synthfast.scoring.features import Features, load_features
 from synthfast.scoring.frechet import fid_scores
 from synthfast.scoring.kid import Parted, kid, kid_subsets
@@ -178,9 +179,6 @@ def _open(config: FidConfig | PrdcConfig, ranks: Ranks, synthetic: ImageSet | No
         if path is not None and Path(path).is_dir():  # now, and not when the result is lost
             raise UsageError(f"{name} {path}: expected a file, found a folder; choose another name")
     where = {"data_dir": Path(config.data_dir), "image_size": config.image_size}
-    if synthetic is None:
-        assert config.synthetic is not None
-        synthetic = open_images(config.synthetic, **where)
     statistics, real = None, None
     if config.real.startswith(STATISTICS):
         statistics = Path(config.real.removeprefix(STATISTICS))
@@ -188,6 +186,11 @@ def _open(config: FidConfig | PrdcConfig, ranks: Ranks, synthetic: ImageSet | No
             raise UsageError(f"--per-class: --real {config.real} has no classes; name the source of real images")
     else:
         real = open_images(config.real, **where)
+    if synthetic is None and config.synthetic is None:
+        synthetic = embedded_images(real, config.seed, ranks.device)
+    elif synthetic is None:
+        synthetic = open_images(config.synthetic, **where)
+    if real is not None:
         if real.shape != synthetic.shape:
             raise UsageError(
                 f"{synthetic.name}: expected images {_times(real.shape)} like {real.name}, found {_times(synthetic.shape)}; "

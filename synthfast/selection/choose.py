@@ -9,7 +9,7 @@ import numpy as np
 
 from synthfast.config import SelectConfig
 from synthfast.data import ShardSet
-from synthfast.data.selection import selection_files, write_selection
+from synthfast.data.selection import check_may_write, write_selection
 from synthfast.errors import UsageError
 from synthfast.selection.score_files import ScoreFolder
 
@@ -33,8 +33,10 @@ def select(config: SelectConfig) -> dict[str, Any]:
     """
     images = ShardSet(config.folder[0])
     scores = ScoreFolder(images, config.scores_folder)
-    selection_files(config.out)  # before the work
-    balanced = config.balanced if config.balanced is not None else images.labels is not None
+    check_may_write(config.out)  # before the work
+    # What is only filtered keeps all that is left.
+    ranked = any(name != FILTER for name in config.criteria)
+    balanced = config.balanced if config.balanced is not None else images.labels is not None and ranked
     if balanced and images.labels is None:
         raise UsageError(f"--balanced: {images.name} has no labels to balance; give --no-balanced")
     read = _Read(scores, images.labels is not None)

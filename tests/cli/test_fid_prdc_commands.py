@@ -69,7 +69,6 @@ def test_statistics_are_saved_and_used(cli, some, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ([], 2, "--synthetic: expected a folder of synthetic shards or another source of images, found none"),
         (["--synthetic", "runs/nowhere"], 2, "runs/nowhere: no such image source; expected digits, mnist"),
         (["--synthetic", "digits", "--real", "digits:valid"], 2, "digits:valid: no such split; digits has train"),
         (["--synthetic", "digits", "--features", "dino"], 2, "--features dino: no such features; expected pixels"),
@@ -79,7 +78,7 @@ def test_statistics_are_saved_and_used(cli, some, tmp_path):
         (["--synthetic", "digits", "--batch-size", "0"], 2, "--batch-size 0: expected at least 1"),
         (["--synthetic", "digits", "--device", "abacus"], 2, "--device abacus: expected auto, cpu, cuda or cuda:N"),
         (["--synthetic", "digits", "--real", "stats:none.npz"], None, ""),
-        (["--synthetic", "digits", "--out", "/proc/nothing/x.json"], 1, "/proc/nothing/x.json: no such file or folder"),
+        (["--synthetic", "digits", "--out", "/proc/nothing/x.json"], 1, "/proc/nothing: no such file or folder; choose another --out"),
     ],
 )
 def test_wrong_input_is_one_line(cli, command, arguments, status, message):
@@ -91,10 +90,7 @@ def test_wrong_input_is_one_line(cli, command, arguments, status, message):
 def test_options_of_one_command(cli):
     for arguments, message in (
         (("prdc", "--k", 0), "--k 0: expected a whole number of at least 1"),
-        (
-            ("prdc", "--k", 600),
-            "--k 600: expected more than 600 images in each set, found 1,297 real and 500 synthetic",
-        ),
+        (("prdc", "--k", 600), "digits:train: expected more than k = 600 images, found 500; lower --k"),
         (("fid", "--kid-n", 5), "--kid-n 5: expected a whole number of at least 24"),
         (("fid", "--kid-subsets", -1), "--kid-subsets -1: expected a whole number of at least 0"),
         (("fid", "--real", "stats:a", "--save-stats", "b"), "--save-stats b: --real stats:a is such a file already"),

@@ -228,7 +228,7 @@ def test_two_ranks_give_the_same_result(blurred):
         (PrdcConfig(synthetic="digits", real="stats:x.npz"), "--real stats:x.npz: precision and recall need images"),
         (FidConfig(synthetic="digits", real="stats:x.npz", per_class=True), "--per-class: --real stats:x.npz has no"),
         (FidConfig(synthetic="digits", n=23), "digits:test: expected at least 24 images, found 23; take more images"),
-        (PrdcConfig(synthetic="digits", n=5), "--k 5: expected more than 5 images in each set, found 5 real and 5 syn"),
+        (PrdcConfig(synthetic="digits", n=5), "digits:test: expected more than k = 5 images, found 5; lower --k"),
         (FidConfig(synthetic="digits", out="."), "--out .: expected a file, found a folder; choose another name"),
         (FidConfig(synthetic="digits", save_stats="/"), "--save-stats /: expected a file, found a folder"),
     ],

@@ -110,12 +110,14 @@ def test_a_class_with_few_left_lowers_all(images, give, chosen):
     p = np.where((images.labels == 3) & (np.arange(60) > 20), 0.001, 1)
     left = int(((images.labels == 3) & (p == 1)).sum())
     give(images, "memorization", {"null_share": 0.01}, memorization_p=p)
-    selection, manifest = chosen(by=("not-memorized",))
+    _, manifest = chosen(by=("not-memorized",))  # alone it keeps all that it leaves
+    assert manifest["images_per_class"] == [12, 12, 12, left, 12]
+    selection, manifest = chosen(by=("not-memorized",), balanced=True)
     assert manifest["images_per_class"] == [left] * 5 and manifest["criteria"]["wanted"] == 60
     assert (p[selection.indices] == 1).all()
     give(images, "memorization", {"null_share": 0.01}, memorization_p=np.where(images.labels == 3, 0.001, 1))
     with pytest.raises(UsageError, match=r"leaves no image of some class of .*; give --no-balanced$"):
-        chosen(by=("not-memorized",))
+        chosen(by=("not-memorized",), balanced=True)
     assert len(chosen(by=("not-memorized",), balanced=False)[0].indices) == 48
     give(images, "memorization", {"null_share": 0.01}, memorization_p=np.zeros(60))
     with pytest.raises(UsageError, match=r"^--by not-memorized: all 60 images of .* are flagged; nothing to keep$"):
