@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import socket
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthfast import ops
 from synthfast.artifacts import load_checkpoint, load_tensors, read_json
 from synthfast.config import GeneratorConfig
 from synthfast.config.generator import settings, settled
@@ -137,6 +139,7 @@ def test_real_and_generated_images_are_augmented_in_one_call(tmp_path, monkeypat
 
     monkeypatch.setattr(gan, "diff_augment", spy)
     job = job_of(tmp_path, seed=5, d_steps=2, batch_size=4)
+    before = copy.deepcopy(job.generator)
     job._step(job.discriminator, 3, job._read(3))
     first, second, third = ([*range(start, start + 4)] for start in (24, 28, 28))
     policy = ("translation",)
@@ -145,8 +148,21 @@ def test_real_and_generated_images_are_augmented_in_one_call(tmp_path, monkeypat
     ]  # fmt: skip
     pixels = torch.from_numpy(job.images.read(job.order[24:28])).permute(0, 3, 1, 2) / 127.5 - 1
     torch.testing.assert_close(calls[0][0][:4], pixels)
+    z = gan.latents(before.config, torch.arange(24, 28), 5, ops.Stream.TRAINING_NOISE)
+    labels = torch.from_numpy(job.images.labels[job.order[24:28]])
+    torch.testing.assert_close(calls[0][0][4:], before(z, labels).detach())
     # The generator answers for the images that the last discriminator step saw.
     assert torch.equal(calls[1][0][4:], calls[2][0]) and not torch.equal(calls[0][0][4:], calls[1][0][4:])
+
+
+def test_spectral_norms_are_iterated_before_every_discriminator_step(tmp_path, monkeypatch):
+    job, calls = job_of(tmp_path, d_steps=3), []
+    real = gan.power_iteration
+    monkeypatch.setattr(gan, "power_iteration", lambda network: (calls.append(network), real(network)))
+    before = {name: value.clone() for name, value in job.discriminator.named_buffers()}
+    job._step(job.discriminator, 0, job._read(0))
+    assert calls == [job.discriminator] * 3
+    assert any(not torch.equal(value, before[name]) for name, value in job.discriminator.named_buffers())
 
 
 def test_every_step_sees_other_images_and_every_pass_all_of_them(fit_gan, write_npz, tmp_path, monkeypatch):
