@@ -26,6 +26,6 @@ for steps in ${GAN_STEPS:-500 1500 4000}; do
     sample "gan-$steps" --generator "$OUT/generators/gan-$steps"
 done
 
-"$SYNTHFAST" rank "$OUT"/shards/* --samples "$N" --eps 0.15 --steps 400 --seeds 3 --out "$OUT"
+"$SYNTHFAST" rank "$OUT"/shards/* --samples "$N" --eps 0.15 --steps 400 --seeds 1 --out "$OUT"
 cp "$OUT/result.json" bench/results/rank-digits.json
 cp "$OUT/rank.png" docs/rank.png
