@@ -256,7 +256,7 @@ def judged(tmp_path_factory, score):
     return source, bad, score(source=source, scores="discriminator", **JUDGE)
 
 
-JUDGE = {"eps": 0.05, "discriminator_steps": 60, "attack_steps": 3}
+JUDGE = {"eps": 0.05, "discriminator_steps": 40, "attack_steps": 3}
 
 
 def test_discriminators_rank_blurred_images_low(judged):
@@ -285,10 +285,13 @@ def test_no_image_is_scored_by_a_network_that_trained_on_it(judged, score, tmp_p
     monkeypatch.setattr(image_scores._Discriminator, "_margins", spy_margins)
     score(source=source, scores="discriminator", scores_folder=str(tmp_path), **{**JUDGE, "discriminator_steps": 6})
     keys = [image.tobytes() for image in source.read(np.arange(400))]
-    assert len(trained) == 2 and not trained[0] & trained[1] and trained[0] | trained[1] == set(keys)
+    assert (
+        len(trained) == 4 and trained[0] == trained[1] and trained[2] == trained[3]
+    )  # without an attack, then with one
+    assert not trained[0] & trained[2] and trained[0] | trained[2] == set(keys)
     scored = np.zeros(400, int)
     for half, items in asked:
-        assert not {keys[i] for i in items} & trained[half]
+        assert not {keys[i] for i in items} & trained[2 * half]
         scored[items] += 1
     assert (scored >= 1).all()
 
@@ -331,7 +334,7 @@ def test_trained_discriminators_survive_an_interruption(judged, score, tmp_path,
     train = image_scores.train_discriminator
     monkeypatch.setattr(image_scores, "train_discriminator", lambda *a, **k: trained.append(1) or train(*a, **k))
     score(**{**options, "seed": 2})  # those of another seed are not taken
-    assert len(trained) == 2
+    assert len(trained) == 4  # two halves, without an attack and with one
 
 
 def test_two_ranks_leave_the_numbers_of_one(judged, score, tmp_path):
