@@ -206,7 +206,7 @@ def cut(path: Path) -> None:
         (lambda copy: edit(copy / "config.json", format=2), "COPY/config.json: format 2 is newer than this synthfast"),
         (
             lambda copy: edit(copy / "config.json", kind="classifier"),
-            "COPY/config.json: expected a checkpoint of kind 'diffusion', found 'classifier'; check the path",
+            "COPY/config.json: expected a checkpoint of kind 'diffusion' or 'gan', found 'classifier'; check the path",
         ),
         (lambda copy: shutil.rmtree(copy), "no model folder COPY; expected a folder with config.json"),
     ],
