@@ -104,8 +104,8 @@ def test_from_sampled_digits_alone(cli, tmp_path):
         (["--dataset", "digts"], 2, "digts: no such image source; expected digits, mnist"),
         (["--dataset", "npz:none.npz"], 1, "none.npz: no such npz file; check the path"),
         (["--device", "abacus"], 2, "--device abacus: expected auto, cpu, cuda or cuda:N"),
-        (["--out", "/proc/nothing/result.json"], 1, "/proc/nothing/result.json: no such file or folder"),
-        (["--out", "/dev/null/result.json"], 1, "/dev/null/result.json: a part of the path is not a folder"),
+        (["--out", "/proc/nothing/result.json"], 1, "/proc/nothing: no such file or folder; choose another --out"),
+        (["--out", "/dev/null/result.json"], 1, "/dev/null: a file is in the way; choose another --out"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(cli, classifier, arguments, status, message):

@@ -185,7 +185,7 @@ def test_the_result_is_json_and_says_what_it_is_of(digits, result):
 
 
 def test_neither_chunks_nor_batches_nor_threads_change_the_numbers(digits, score, result, tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "_CHUNK", 77)
+    monkeypatch.setattr(samples, "_CHUNK", 250)
     torch.set_num_threads(2)
     score(scores="density,confidence,memorization", scores_folder=str(tmp_path / "other"), batch_size=50)
     torch.set_num_threads(1)
