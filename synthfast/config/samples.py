@@ -30,7 +30,7 @@ class SamplesConfig:
     norm: str = option("l2", "discriminator: norm of the ball.", choices=("l2", "linf"))
     eps: float | None = option(
         None,
-        "discriminator: radius on pixels in [0, 1], in training and scoring; if not given, in l2 0.05 for 8x8 grey images and in "
+        "discriminator: radius on pixels in [0, 1], in training and scoring; if not given, in l2 0.02 for 8x8 grey images and in "
         "proportion to the root of the number of values for others, in linf 4/255.",
     )
     discriminator_steps: int = option(

@@ -36,7 +36,7 @@ from synthfast.scoring.neighbours import k_nearest, kth_distances, within_counts
 from synthfast.selection.score_files import ScoreFolder
 from synthfast.training.batches import read_batch, to_unit
 
-L2_RADIUS = 0.05  # of the discriminators, for 8x8 grey images
+L2_RADIUS = 0.02  # of the discriminators, for 8x8 grey images
 _SCORING = 1  # raised whenever the same facts would give other numbers
 _VALIDATION_SHARE, _MOST_VALIDATION = 0.2, 1000
 _ALIGNED_BY = 1000  # images that say how the margins of the two discriminators compare
@@ -295,7 +295,8 @@ class _Discriminator(Scorer):
         accuracies = " and ".join(f"{value:.3f}" for value in weak)
         return [
             f"discriminator: robust accuracy {accuracies} on held-out images is close to 0.5 at --eps {notes['eps']:g}: real and "
-            "synthetic images are hardly told apart there, and the score says little; lower --eps"
+            "synthetic images are hardly told apart there, so that only the worst images are sure to rank low; lower --eps or give "
+            "more real images"
         ]
 
 
