@@ -21,7 +21,7 @@ SIGMA = 0.06
 LINEAR = DiscriminatorSettings(
     architecture="linear", steps=200, batch_size=256, lr=0.01, weight_decay=0.0, attack_steps=3, ema=0.98, patience=4
 )
-SMALL = DiscriminatorSettings(steps=75, batch_size=32, attack_steps=3, ema=0.95, patience=3)
+SMALL = DiscriminatorSettings(steps=75, batch_size=32, attack_steps=3, ema=0.95, patience=2)
 QUICK = MeasureSettings(steps=10, restarts=2)
 
 
@@ -75,7 +75,7 @@ def test_gaussians_against_the_closed_form(shape, pattern, height, norm, most):
 
 DIGITS = open_images("digits:test")
 ORDER = np.random.default_rng(0).permutation(len(DIGITS))
-FIRST, SECOND = Chosen(DIGITS, ORDER[:300]), Chosen(DIGITS, ORDER[300:600])
+FIRST, SECOND = Chosen(DIGITS, ORDER[:240]), Chosen(DIGITS, ORDER[240:480])
 
 
 def degraded(images, kind, amount):
@@ -114,7 +114,7 @@ def test_it_grows_as_images_are_degraded_step_by_step(kind, amounts):
 
 def test_noise_is_told_apart_at_every_radius():
     rng = np.random.default_rng(0)
-    noise = ArrayImages("noise", [rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)])
+    noise = ArrayImages("noise", [rng.integers(0, 256, (240, 8, 8, 1), dtype=np.uint8)])
     found = of_digits(FIRST, noise, radii=(0.0, 10 / 255, 20 / 255), norm="linf")
     assert found.eps == pytest.approx((0, 10, 20)) and found.last == pytest.approx(20)
     assert scores(found, "linf")["metrics"]["arc_normalized"]["value"] > 0.95
@@ -128,20 +128,19 @@ def test_the_sets_may_be_swapped():
 
 
 def test_threads_and_the_batch_size_of_the_measurement_change_nothing():
-    blurred = degraded(SECOND, "blur", 0.5)
-    training = dataclasses.replace(SMALL, steps=75, patience=3)
+    blurred = degraded(Chosen(SECOND, np.arange(120)), "blur", 0.9)
+    training = dataclasses.replace(SMALL, steps=50, patience=3)
     found = []
     for threads, batch_size in ((1, 256), (2, 256), (1, 13)):
         torch.set_num_threads(threads)
-        settings = ArcSettings(
-            training=training, measuring=dataclasses.replace(QUICK, batch_size=batch_size), most=4, draws=100
-        )
-        found.append(arc(FIRST, blurred, settings, CPU))
+        measuring = MeasureSettings(steps=5, batch_size=batch_size)
+        settings = ArcSettings(training=training, measuring=measuring, radii=(0.0, 0.1, 0.3), draws=100)
+        found.append(arc(Chosen(FIRST, np.arange(120)), blurred, settings, CPU))
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
     assert found[0].eps == found[1].eps == found[2].eps
     assert found[0].value == found[1].value == pytest.approx(found[2].value, rel=1e-3)
     pairs = [pair for pair in zip(found[0].measured, found[1].measured, strict=True) if pair[0] is not None]
-    assert len(pairs) >= 4
+    assert len(pairs) == 3
     for a, b in pairs:
         assert (a.outcomes.real == b.outcomes.real).all() and (a.outcomes.synthetic == b.outcomes.synthetic).all()
