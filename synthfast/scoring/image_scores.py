@@ -295,8 +295,8 @@ class _Discriminator(Scorer):
         accuracies = " and ".join(f"{value:.3f}" for value in weak)
         return [
             f"discriminator: robust accuracy {accuracies} on held-out images is close to 0.5 at --eps {notes['eps']:g}: real and "
-            "synthetic images are hardly told apart there, so that only the worst images are sure to rank low; lower --eps or give "
-            "more real images"
+            "synthetic images are hardly told apart there, so that only the worst images are sure to rank low; lower --eps or "
+            "give more real images"
         ]
 
 
