@@ -44,8 +44,9 @@ $(VENV)/.installed: $(NATIVE)
 	@touch $@
 
 # The extra "test" of pyproject.toml, read from the installed package so that the native code is not built twice.
-EXTRA_TEST := import importlib.metadata as m; \
-	print(*[r.split(";")[0] for r in m.requires("synthfast") if "test" in r.partition("extra ==")[2]], sep="\n")
+EXTRA_TEST := import importlib.metadata as m, sys; \
+	print(*[r.split(";")[0] for r in m.requires("synthfast") if "test" in r.partition("extra ==")[2] \
+	and ("Linux" not in r or sys.platform == "linux")], sep="\n")
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@$(BIN)/python -c '$(EXTRA_TEST)' | xargs -d '\n' $(BIN)/python -m pip install --quiet
