@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pickle
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from synthfast.errors import SynthfastError, UsageError
@@ -75,6 +77,90 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise os_error(path, error) from error
+
+
+# What file systems without flock answer (some network ones): what lies there is then written without a lock.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
+
+
+class Lock:
+    """Keeps other processes from writing a folder, or a file; a context manager, or until ``close``.
+
+    The kernel lets go of it when the process ends, however it ends, so that a killed one leaves nothing to clean up. The lock of
+    a folder is on the folder itself. That of a file, which need not be there yet, is on ``.tmp-NAME.lock`` beside it.
+
+    Raises:
+        SynthfastError: another process holds it, or the file system refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike, hint: str = "choose another --out") -> None:
+        path = Path(path)
+        is_folder = path.is_dir()
+        self._file = None if is_folder else temporary_path(path.with_name(path.name + ".lock"))
+        self._descriptor: int | None = None
+        try:
+            while self._descriptor is None:
+                self._descriptor = _locked(path if self._file is None else self._file, is_folder)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or error.filename is not None:
+                raise os_error(path, error, hint) from error
+            what = "folder" if is_folder else "file"
+            raise SynthfastError(
+                f"{path}: another process is writing this {what}; wait for it to end or {hint}"
+            ) from error
+        _held.add(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._descriptor is None:
+            return
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # an empty file stays, which does no harm
+                self._file.unlink(missing_ok=True)
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+_held: set[int] = set()
+
+
+def _forget_locks() -> None:
+    """In a forked child, which would hold the parent's locks for as long as it lives: it may outlive a killed parent."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _locked(path: Path, is_folder: bool) -> int | None:
+    """A descriptor of ``path`` that holds its lock; None if another process removed it meanwhile. OSError as flock gives it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            if is_folder:
+                raise
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def json_bytes(value: Any) -> bytes:

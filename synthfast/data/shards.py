@@ -16,8 +16,6 @@ byte as if it had never been interrupted.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +28,7 @@ import numpy as np
 
 from synthfast.artifacts import (
     TEMPORARY_PREFIX,
+    Lock,
     atomic_write_json,
     commit_temporary,
     json_bytes,
@@ -51,8 +50,6 @@ from synthfast.data.npy import npy_header
 from synthfast.errors import SynthfastError, UsageError
 
 CONTINUE_HINT = "once that is mended run the same command again: finished shards are kept"
-# What file systems without flock answer (some network ones): the folder is then written without a lock.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
 
 
 class ShardFolder:
@@ -64,7 +61,7 @@ class ShardFolder:
         complete: whether ``finish`` has been done, now or by an earlier run.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: int | None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: Lock | None) -> None:
         self.path, self.request, self.complete = path, manifest.request, manifest.complete
         self._lock = lock
 
@@ -86,9 +83,9 @@ class ShardFolder:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock_folder(path)
         except OSError as error:
             raise os_error(path, error, "choose another --out") from error
+        lock = Lock(path)
         try:
             try:
                 manifest = _open_manifest(path, _parse(request, path), options or {})
@@ -96,7 +93,7 @@ class ShardFolder:
                 raise os_error(path, error, CONTINUE_HINT) from error
             return cls(path, manifest, lock)
         except BaseException:
-            os.close(lock)
+            lock.close()
             raise
 
     @classmethod
@@ -148,7 +145,7 @@ class ShardFolder:
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def __enter__(self) -> ShardFolder:
@@ -335,20 +332,3 @@ def _remove_sidecars(path: Path, keep: Mapping[int, ShardEntry] | None = None) -
     for sidecar in path.glob("shard-*.json"):
         if sidecar.name not in kept:
             sidecar.unlink()
-
-
-def _lock_folder(path: Path) -> int:
-    """An open descriptor of the folder that holds its lock until closed, or until the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            raise SynthfastError(
-                f"{path}: another process is writing this folder; wait for it to end or choose another --out"
-            ) from error
-        if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
-            raise
-    return descriptor
