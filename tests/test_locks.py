@@ -21,9 +21,9 @@ import os, sys, signal
 from synthfast.artifacts import Lock
 lock = Lock(sys.argv[1])
 if sys.argv[2] == "fork" and os.fork() == 0:
-    os.write(1, b"%d\n" % os.getpid())
+    os.write(1, b"%d\\n" % os.getpid())
     signal.pause()
-os.write(1, b"held\n")
+os.write(1, b"held\\n")
 signal.pause()
 """
 
