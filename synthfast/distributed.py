@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -95,6 +95,20 @@ class Ranks:
         with _others():
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def on_first(self, do: Callable[[], Value]) -> Value | None:
+        """``do()`` on rank 0, None on the others. A SynthfastError that it raises is raised on every rank."""
+        value: Value | None = None
+        failure: SynthfastError | None = None
+        if self.is_first:
+            try:
+                value = do()
+            except SynthfastError as error:
+                failure = error
+        failure = self.broadcast(failure)
+        if failure is not None:
+            raise failure
+        return value
 
     def mean(self, value: float) -> float:
         """The mean of a number over all ranks."""

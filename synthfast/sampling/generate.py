@@ -140,16 +140,7 @@ def _request(config: SampleConfig, generator: Generator, batch_size: int, device
 
 def _open(path: Path, request: dict[str, Any], options: dict[str, str], ranks: Ranks) -> ShardFolder:
     """Rank 0 makes or resumes the folder; the others join when it is there, or stop with the same error."""
-    failure: SynthfastError | None = None
-    folder = None
-    if ranks.is_first:
-        try:
-            folder = ShardFolder.create_or_resume(path, request, options=options)
-        except SynthfastError as error:
-            failure = error
-    failure = ranks.broadcast(failure)
-    if failure is not None:
-        raise failure
+    folder = ranks.on_first(lambda: ShardFolder.create_or_resume(path, request, options=options))
     return folder if folder is not None else ShardFolder.join(path, request, options=options)
 
 

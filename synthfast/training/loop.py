@@ -21,6 +21,7 @@ from synthfast.data import ImageSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.training.batches import prefetch
+from synthfast.training.state import exclusive
 
 Batch = TypeVar("Batch")
 
@@ -69,6 +70,7 @@ class Job(ABC, Generic[Batch]):
     Attributes:
         config: steps, batch_size, checkpoint_every, seed and compile count here.
         model: what is trained.
+        folder: where checkpoints lie; there from the beginning.
         first_step: steps that an earlier run has done.
         measures: fields of :class:`Progress` that a step returns, in order.
     """
@@ -76,6 +78,7 @@ class Job(ABC, Generic[Batch]):
     config: GeneratorConfig | ClassifierConfig
     ranks: Ranks
     model: nn.Module
+    folder: Path
     first_step: int
     measures: ClassVar[tuple[str, ...]] = ("loss",)
 
@@ -100,6 +103,10 @@ class Job(ABC, Generic[Batch]):
 
     def _run(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
         """The steps that are left; returns the last mean loss (NaN if none is left)."""
+        with exclusive(self.folder, self.first_step, self.ranks):
+            return self._steps(network, report)
+
+    def _steps(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
         config, ranks = self.config, self.ranks
         network = _prepared(network, config.compile, ranks)
         drops = _drops(self.model)

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from synthfast.artifacts import load_tensors, save_tensors
+from synthfast.artifacts import Lock, load_tensors, save_tensors
 from synthfast.data.manifest import require_same
+from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError
 
 STATE_FILE = "training-state.safetensors"
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, step: int, ranks: Ranks) -> Iterator[None]:
+    """Around a run that goes on from ``step``, as :func:`load_state` gave it: no other process writes the folder meanwhile.
+
+    Raises SynthfastError, on every rank, where one does or has done since the state was loaded.
+    """
+
+    def take() -> Lock:
+        lock, path = Lock(folder), folder / STATE_FILE
+        if (found := _metadata(path)["step"] if path.exists() else 0) != step:
+            lock.close()
+            raise SynthfastError(
+                f"{folder}: another process has trained here since step {step} was loaded, found step {found}; run the same "
+                "command again to go on"
+            )
+        return lock
+
+    lock = ranks.on_first(take)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def save_state(
