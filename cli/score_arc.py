@@ -22,7 +22,7 @@ def arc(config: ArcConfig) -> None:
     same command with --out goes on where it stopped.
     """
     from synthfast.distributed import Ranks
-    from synthfast.evaluation.robust import remove_progress
+    from synthfast.evaluation.progress import remove_progress
     from synthfast.scoring.arc import Progress, arc_result, progress_folder
 
     with Ranks(config.device) as ranks, Bar("arc") as bar:

@@ -32,7 +32,8 @@ def robust(config: RobustConfig) -> None:
     goes on where it stopped. Several GPUs share the images under torchrun, with the same result.
     """
     from synthfast.distributed import Ranks
-    from synthfast.evaluation.robust import Progress, remove_progress
+    from synthfast.evaluation.progress import remove_progress
+    from synthfast.evaluation.robust import Progress
     from synthfast.evaluation.score import progress_folder, score_robust
 
     with Ranks(config.device) as ranks, Bar("attacking") as bar:

@@ -9,6 +9,7 @@ The interval says how far training runs scatter, on these test images; it does n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthfast.artifacts import Lock, make_folder
 from synthfast.config import ClassifierConfig, InflectionConfig
 from synthfast.data import ImageSet, ShardSet, open_images
 from synthfast.distributed import Ranks
@@ -123,13 +125,14 @@ def inflection_result(
     _check_alike(open_in_turn(settings[plan.methods[0]], ranks), test, synthetic)
     runs = list(plan.runs())
     results: dict[Run, dict[str, Any]] = {}
-    for number, run in enumerate(runs, start=1):
+    with ranks.on_first(lambda: _lock(Path(config.out))) or contextlib.nullcontext():  # rank 0 holds the lock
+        for number, run in enumerate(runs, start=1):
 
-        def tell(doing: str, run: Run = run, number: int = number) -> None:
-            if report is not None and ranks.is_first:
-                report(Progress(run, number, len(runs), doing))
+            def tell(doing: str, run: Run = run, number: int = number) -> None:
+                if report is not None and ranks.is_first:
+                    report(Progress(run, number, len(runs), doing))
 
-        results[run] = _train_and_test(config, settings[run.method], run, test, ranks, tell)
+            results[run] = _train_and_test(config, settings[run.method], run, test, ranks, tell)
     inputs = {"test": test, **{f"synthetic {number}": images for number, images in enumerate(synthetic, start=1)}}
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     decisive["training"] = {
@@ -137,6 +140,11 @@ def inflection_result(
         for method, each in settings.items()
     }
     return result_json("inflection", decisive, inputs, compare(results), time.perf_counter() - start)
+
+
+def _lock(folder: Path) -> Lock:
+    make_folder(folder)
+    return Lock(folder)
 
 
 def _check_alike(real: ImageSet, test: ImageSet, synthetic: Sequence[ImageSet]) -> None:

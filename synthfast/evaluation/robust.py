@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
-from synthfast.artifacts import atomic_write_bytes, atomic_write_json, make_folder, os_error, read_json
+from synthfast.artifacts import Lock, atomic_write_bytes
 from synthfast.attacks import Attack
 from synthfast.data import ImageSet
-from synthfast.data.manifest import require_same
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.interval import share
+from synthfast.evaluation.progress import open_progress
 from synthfast.parallel import in_order
 from synthfast.training.batches import read_batch, to_unit
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 CLEAN = "clean"
-_FACTS_FILE = "facts.json"
 _WRONG, _STANDING = 0, np.iinfo(np.int64).max
 
 
@@ -91,7 +89,7 @@ def run_attacks(
         ranks: entered; every rank calls this with the same arguments.
         count: only the first ``count`` images.
         progress: folder that holds what is finished, so that an interrupted call goes on. When the verdicts are safe, call
-            :func:`remove_progress`.
+            :func:`synthfast.evaluation.progress.remove_progress`.
         facts: JSON values that must be the same when it goes on: weights, data, attacks.
         report: called on rank 0 after every batch.
 
@@ -102,7 +100,20 @@ def run_attacks(
     if images.labels is None:
         raise UsageError(f"{images.name}: has no labels, robust accuracy needs them; choose another source")
     total = len(images) if count is None else min(count, len(images))
-    state = _State(progress, {**(facts or {}), "count": total, "batch_size": batch_size}, ranks)
+    with _State(progress, {**(facts or {}), "count": total, "batch_size": batch_size}, ranks) as state:
+        return _run(model, images, attacks, ranks, state, total, batch_size, report)
+
+
+def _run(
+    model: Model,
+    images: ImageSet,
+    attacks: Sequence[tuple[str, Attack]],
+    ranks: Ranks,
+    state: _State,
+    total: int,
+    batch_size: int,
+    report: Callable[[Progress], None] | None,
+) -> Verdicts:
     fate = np.full(total, _STANDING, np.int64)
 
     def batch(items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -163,34 +174,25 @@ def _take(ranks: Ranks, counter: str, parts: int) -> Iterator[int]:
 
 
 class _State:
-    """Finished batches on disk: a file of one byte an image for each, beside the facts they were made under."""
+    """Finished batches on disk: a file of one byte an image for each, beside the facts they were made under.
+
+    A context manager, in which no other process writes the folder.
+    """
 
     def __init__(self, folder: Path | None, facts: Mapping[str, Any], ranks: Ranks) -> None:
         self._folder = folder
-        if folder is None:
-            return
-        failure: SynthfastError | None = None
-        if ranks.is_first:
-            try:
-                self._open(folder, json.loads(json.dumps(facts)))
-            except SynthfastError as error:
-                failure = error
-        failure = ranks.broadcast(failure)
-        if failure is not None:
-            raise failure
-
-    @staticmethod
-    def _open(folder: Path, facts: dict[str, Any]) -> None:
-        make_folder(folder)
-        path = folder / _FACTS_FILE
-        if not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
-            raise UsageError(
-                f"{folder}: expected the progress of an evaluation, found other files; choose another --out"
+        self._lock: Lock | None = None
+        if folder is not None:
+            self._lock = ranks.on_first(
+                lambda: open_progress(folder, facts, "an evaluation", lambda key: key.partition(".")[0])
             )
-        if path.exists():
-            require_same(folder, read_json(path, "evaluation's facts"), facts, lambda key: key.partition(".")[0])
-        else:
-            atomic_write_json(path, facts)
+
+    def __enter__(self) -> _State:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _path(self, stage: int, part: int) -> Path:
         assert self._folder is not None
@@ -209,14 +211,6 @@ class _State:
     def write(self, stage: int, part: int, broken: np.ndarray) -> None:
         if self._folder is not None:
             atomic_write_bytes(self._path(stage, part), broken.astype(np.uint8).tobytes())
-
-
-def remove_progress(folder: Path) -> None:
-    """Remove a progress folder of :func:`run_attacks`."""
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise os_error(folder, error, "remove it by hand") from error
 
 
 def attack_facts(attacks: Sequence[tuple[str, Attack]]) -> dict[str, Any]:

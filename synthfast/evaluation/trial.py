@@ -15,7 +15,8 @@ from synthfast.config.evaluation import TrialConfig
 from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
-from synthfast.evaluation.robust import attack_facts, remove_progress, run_attacks, scores
+from synthfast.evaluation.progress import remove_progress
+from synthfast.evaluation.robust import attack_facts, run_attacks, scores
 from synthfast.evaluation.score import check_fits
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze

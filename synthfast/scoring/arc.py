@@ -149,7 +149,6 @@ def arc(
     training = settings.training
     sets = split_sets(real, synthetic, n=settings.n, held_out=settings.held_out, seed=training.seed, device=device)
     end = meeting_radius(training.norm, real.shape)
-    kept = Store(store, facts or {})
     total = settings.most if settings.radii is None else len(settings.radii)
     found: dict[float, Measured] = {}
     points: dict[float, Point] = {}
@@ -159,16 +158,17 @@ def arc(
         if report is not None:
             report(Progress(len(found), total, f"eps {eps / settings.unit:.4g}, {doing}"))
 
-    while radii := next_radii(points, settings.radii, most=settings.most, norm=training.norm, end=end):
-        stored = {eps: kept.read(eps) for eps in radii}
-        missing = [eps for eps in radii if stored[eps] is None]
-        if missing:
-            made = measure_radii(sets, missing, dict(found), training, settings.measuring, kept.write, tell)
-            stored |= {measured.eps: measured for measured in made}
-        found |= {eps: measured for eps, measured in stored.items() if measured is not None}
-        points = {eps: _point(measured) for eps, measured in found.items()}
-        if 0.0 in radii and not (has_learned := _has_learned(found[0.0], sets.training, training)):
-            break
+    with Store(store, facts or {}) as kept:
+        while radii := next_radii(points, settings.radii, most=settings.most, norm=training.norm, end=end):
+            stored = {eps: kept.read(eps) for eps in radii}
+            missing = [eps for eps in radii if stored[eps] is None]
+            if missing:
+                made = measure_radii(sets, missing, dict(found), training, settings.measuring, kept.write, tell)
+                stored |= {measured.eps: measured for measured in made}
+            found |= {eps: measured for eps, measured in stored.items() if measured is not None}
+            points = {eps: _point(measured) for eps, measured in found.items()}
+            if 0.0 in radii and not (has_learned := _has_learned(found[0.0], sets.training, training)):
+                break
     return _curve(found, points, sets, settings, end, has_learned=has_learned)
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synthfast.artifacts import atomic_write_json, load_tensors, make_folder, read_json, save_tensors
-from synthfast.data.manifest import require_same
-from synthfast.errors import UsageError
+from synthfast.artifacts import atomic_write_json, load_tensors, read_json, save_tensors
+from synthfast.evaluation.progress import open_progress
 from synthfast.scoring.arc_measure import Outcomes
-
-_FACTS_FILE = "facts.json"
 
 
 @dataclass(frozen=True)
@@ -48,25 +45,23 @@ _NUMBERS = ("validation_accuracy", "validation_images", "training_accuracy", "st
 class Store:
     """Finished radii in a folder: a file of tensors and one of numbers for each, beside the facts they were made under.
 
-    With folder None nothing is kept.
+    With folder None nothing is kept. A context manager, in which no other process writes the folder.
 
     Raises:
         UsageError: the folder holds something else, or radii made under other facts.
+        SynthfastError: another process is writing it.
     """
 
     def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
         self._folder = folder
-        if folder is None:
-            return
-        make_folder(folder)
-        path = folder / _FACTS_FILE
-        if not path.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
-            raise UsageError(f"{folder}: expected the progress of an ARC, found other files; choose another --out")
-        wanted = json.loads(json.dumps(facts))
-        if path.exists():
-            require_same(folder, read_json(path, "ARC's facts"), wanted, lambda key: key)
-        else:
-            atomic_write_json(path, wanted)
+        self._lock = None if folder is None else open_progress(folder, facts, "an ARC")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _path(self, eps: float, ending: str) -> Path:
         assert self._folder is not None

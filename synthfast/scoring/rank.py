@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from synthfast import __version__
-from synthfast.artifacts import make_folder
+from synthfast.artifacts import Lock, make_folder
 from synthfast.config import (
     ArcConfig,
     ClassifierConfig,
@@ -35,8 +35,8 @@ from synthfast.data.manifest import MANIFEST
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval, within_unit
+from synthfast.evaluation.progress import remove_progress
 from synthfast.evaluation.result import result_json
-from synthfast.evaluation.robust import remove_progress
 from synthfast.evaluation.score import make_attacks
 from synthfast.evaluation.trial import kept, train_and_test, training_settings
 from synthfast.sampling import Generator, generate, load_generator
@@ -117,19 +117,20 @@ def rank_result(config: RankConfig, ranks: Ranks, report: Callable[[Progress], N
     make_folder(Path(config.out))
     generators: dict[str, dict[str, Any]] = {}
     inputs: dict[str, ImageSet | Path] = {"real": real, "test": test}
-    for number, source in enumerate(sources, start=1):
+    with Lock(config.out):
+        for number, source in enumerate(sources, start=1):
 
-        def tell(doing: str, source: Source = source, number: int = number) -> None:
-            if report is not None and ranks.is_first:
-                report(Progress(source.name, number, len(sources), doing))
+            def tell(doing: str, source: Source = source, number: int = number) -> None:
+                if report is not None and ranks.is_first:
+                    report(Progress(source.name, number, len(sources), doing))
 
-        shards = _shards(source, config, ranks, tell)
-        images: ImageSet = ShardSet(shards)
-        if len(images) > config.samples:
-            images = Chosen(images, np.arange(config.samples))
-        inputs[source.name] = images
-        scores = _scores(source, shards, images, real, config, arc_settings, ranks, tell)
-        generators[source.name] = scores | _accuracies(source, shards, test, config, ranks, tell)
+            shards = _shards(source, config, ranks, tell)
+            images: ImageSet = ShardSet(shards)
+            if len(images) > config.samples:
+                images = Chosen(images, np.arange(config.samples))
+            inputs[source.name] = images
+            scores = _scores(source, shards, images, real, config, arc_settings, ranks, tell)
+            generators[source.name] = scores | _accuracies(source, shards, test, config, ranks, tell)
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     decisive["eps"], decisive["sources"] = config.radius, {source.name: source.spec for source in sources}
     decisive["arc"] = arc_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -67,19 +68,8 @@ def samples_result(
     folder = ScoreFolder(images, config.scores_folder)
     sources = Sources(config, images)
     scorers = [SCORERS[name](config, images, sources, ranks) for name in config.score_names]
-    if ranks.is_first:
-        folder.prepare()
-    ranks.barrier()
-    made = []
-    for scorer in scorers:
-
-        def tell(doing: str, done: int, total: int, name: str = scorer.name) -> None:
-            if report is not None and ranks.is_first:
-                report(Progress(name, doing, done, total))
-
-        if not ranks.broadcast(folder.made(scorer.name, scorer.facts)):
-            _make(scorer, folder, ranks, tell)
-            made.append(scorer.name)
+    with ranks.on_first(folder.prepare_alone) or contextlib.nullcontext():  # rank 0 holds the lock
+        made = [scorer.name for scorer in scorers if _bring(scorer, folder, ranks, report)]
     values: dict[str, np.ndarray] = {}
     warnings: list[str] = []
     for scorer in scorers:
@@ -106,6 +96,19 @@ def samples_result(
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     inputs = {"synthetic": images, **sources.opened, **{k: p for s in scorers for k, p in s.files.items()}}
     return result_json("score samples", decisive, inputs, summary, time.perf_counter() - start)
+
+
+def _bring(scorer: Scorer, folder: ScoreFolder, ranks: Ranks, report: Callable[[Progress], None] | None) -> bool:
+    """Compute a score unless it is there; returns whether it was computed."""
+
+    def tell(doing: str, done: int, total: int) -> None:
+        if report is not None and ranks.is_first:
+            report(Progress(scorer.name, doing, done, total))
+
+    if ranks.broadcast(folder.made(scorer.name, scorer.facts)):
+        return False
+    _make(scorer, folder, ranks, tell)
+    return True
 
 
 def _make(scorer: Scorer, folder: ScoreFolder, ranks: Ranks, tell: Tell) -> None:

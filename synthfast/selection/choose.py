@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from synthfast.artifacts import Lock
 from synthfast.config import SelectConfig
 from synthfast.data import ShardSet
 from synthfast.data.selection import check_may_write, write_selection
@@ -34,6 +35,11 @@ def select(config: SelectConfig) -> dict[str, Any]:
     images = ShardSet(config.folder[0])
     scores = ScoreFolder(images, config.scores_folder)
     check_may_write(config.out)  # before the work
+    with Lock(config.out):
+        return _select(config, images, scores)
+
+
+def _select(config: SelectConfig, images: ShardSet, scores: ScoreFolder) -> dict[str, Any]:
     # What is only filtered keeps all that is left.
     ranked = any(name != FILTER for name in config.criteria)
     balanced = config.balanced if config.balanced is not None else images.labels is not None and ranked

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from synthfast.artifacts import (
+    Lock,
     atomic_write_json,
     commit_temporary,
     make_folder,
@@ -150,6 +151,11 @@ class ScoreFolder:
                 "choose another --scores-folder"
             )
         make_folder(self.path)
+
+    def prepare_alone(self) -> Lock:
+        """:meth:`prepare`, and the folder's lock, to be closed when all is written."""
+        self.prepare()
+        return Lock(self.path, "choose another --scores-folder")
 
     def made(self, score: str, facts: Mapping[str, Any]) -> bool:
         """Whether a score of these images with these facts is there, with every file in its full length."""

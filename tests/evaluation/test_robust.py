@@ -17,6 +17,7 @@ from synthfast.data import ArrayImages
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation import robust, wilson_interval
+from synthfast.evaluation.progress import remove_progress
 
 COUNT = 50
 
@@ -118,7 +119,7 @@ def test_an_interrupted_run_goes_on(toy, tmp_path):
     SEEN.clear()
     assert np.array_equal(run(toy, attacks(), progress=folder, facts={"weights": "abc"}).fate, EXPECTED)
     assert SEEN == []  # kept until the caller has written the verdicts
-    robust.remove_progress(folder)
+    remove_progress(folder)
     assert not folder.exists()
 
 

@@ -256,13 +256,15 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_a_radius_is_kept_whole(tmp_path):
-    store = Store(tmp_path / "p", {"a": (1, 2.5)})
     made = Measured(
         0.1, outcomes(0.7, 20), 0.8, 30, 0.9, 100, 75, {"layer.weight": torch.randn(3, 2), "n": torch.tensor(4)}, 1.5
     )
-    assert store.read(0.1) is None
-    store.write(made)
-    found = Store(tmp_path / "p", {"a": [1, 2.5]}).read(0.1)
+    with Store(tmp_path / "p", {"a": (1, 2.5)}) as store:
+        assert store.read(0.1) is None
+        store.write(made)
+        assert store.read(0.10000000000000002) is None
+    with Store(tmp_path / "p", {"a": [1, 2.5]}) as store:
+        found = store.read(0.1)
     assert {f.name for f in dataclasses.fields(Measured)} == {*vars(found)}
     for field in (
         "eps",
@@ -278,18 +280,18 @@ def test_a_radius_is_kept_whole(tmp_path):
     assert (found.outcomes.synthetic == made.outcomes.synthetic).all()
     assert found.state.keys() == made.state.keys()
     assert all(torch.equal(found.state[name], tensor) for name, tensor in made.state.items())
-    assert store.read(0.10000000000000002) is None
 
 
 def test_a_radius_without_its_numbers_is_made_again(tmp_path):
-    store = Store(tmp_path / "p", {})
-    store.write(Measured(0.1, outcomes(0.7, 20), 0.8, 30, 0.9, 100, 75, {}, 1.5))
-    (tmp_path / "p" / "radius-0.1.json").unlink()
-    assert store.read(0.1) is None
+    with Store(tmp_path / "p", {}) as store:
+        store.write(Measured(0.1, outcomes(0.7, 20), 0.8, 30, 0.9, 100, 75, {}, 1.5))
+        (tmp_path / "p" / "radius-0.1.json").unlink()
+        assert store.read(0.1) is None
 
 
 def test_other_facts_or_other_files_are_refused(tmp_path):
-    Store(tmp_path / "p", {"settings": {"lr": 0.1}})
+    with Store(tmp_path / "p", {"settings": {"lr": 0.1}}), pytest.raises(SynthfastError, match="another process"):
+        Store(tmp_path / "p", {"settings": {"lr": 0.1}})
     with pytest.raises(UsageError, match=r"^settings.lr: .* was made with 0.1, this command says 0.2"):
         Store(tmp_path / "p", {"settings": {"lr": 0.2}})
     (tmp_path / "thesis.txt").write_text("chapter 1")
