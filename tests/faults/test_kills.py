@@ -1,0 +1,311 @@
+"""kill -9 at random moments, again and again: the same command completes what is there, as if nothing had happened.
+
+Three kills of each command; SYNTHFAST_SOAK=20 (``make soak``) makes it twenty. The moments are drawn over the duration of a run
+that nothing disturbs. A run that comes to its end before it is killed is compared and begun anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthfast.artifacts import load_tensors
+from synthfast.data import verify
+from synthfast.training.state import STATE_FILE, load_notes
+
+KILLS = int(os.environ.get("SYNTHFAST_SOAK", "3"))
+PATIENCE = 240
+SAMPLE = ("sample", "-n", 300, "--shard-size", 20, "--batch-size", 10, "--steps", 2, "--labels", "uniform")
+TRAINING = ("--dataset", "npz:few.npz", "--steps", 8, "--checkpoint-every", 2)
+JOBS = {
+    "sample": SAMPLE,
+    "diffusion": ("train", "generator", *TRAINING, "--batch-size", 4),
+    "gan": ("train", "generator", "--arch", "gan", *TRAINING, "--batch-size", 4),
+    "classifier": ("train", "classifier", *TRAINING, "--batch-size", 8, "--ema", 0.9, "--validation", 20),
+    "arc": (
+        *("score", "arc", "--real", "npz:real.npz", "--synthetic", "npz:fake.npz", "--discriminator", "linear"),
+        *("--eps", "0:0.5:6", "--steps", 40, "--batch-size", 32, "--bootstrap", 100),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A folder with the images that the jobs read."""
+    folder, draw = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    for name, count, low, high in (("few", 60, 0, 256), ("real", 200, 50, 256), ("fake", 200, 0, 200)):
+        images = draw.integers(low, high, (count, 8, 8), np.uint8)
+        np.savez(folder / f"{name}.npz", image=images, label=np.arange(count) % 2)
+    return folder
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an undisturbed run leaves, and how long it takes."""
+
+    left: dict[str, object]
+    seconds: float
+
+
+def comparable(files: dict[str, bytes]) -> dict[str, object]:
+    """Every file byte for byte, but that seconds are left out of results, and that a state counts by its tensors, because its
+    metadata come in any order."""
+    found: dict[str, object] = {}
+    for name, data in files.items():
+        if name.endswith(".json") and "seconds" in (result := json.loads(data)):
+            del result["seconds"]
+            result.get("curves", {}).get("arc", {}).pop("seconds", None)
+            found[name] = result
+        elif name.endswith(STATE_FILE):
+            found[name] = sorted_state(data)
+        else:
+            found[name] = data
+    return found
+
+
+def sorted_state(data: bytes) -> tuple[object, ...]:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return header.pop("__metadata__"), header, data[8 + size :]
+
+
+def differences(found: dict[str, object], expected: dict[str, object]) -> list[str]:
+    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+
+
+@pytest.fixture(scope="module")
+def reference(run, inputs, contents, tmp_path_factory):
+    """``reference("sample")``: each job once, undisturbed."""
+    made: dict[str, Reference] = {}
+
+    def get(name: str) -> Reference:
+        if name not in made:
+            folder = prepared(inputs, tmp_path_factory.mktemp(name))
+            begin = time.monotonic()
+            ran = run(folder, *JOBS[name], "--device", "cpu", "--out", out_of(name))
+            assert ran.status == 0, ran.err
+            made[name] = Reference(comparable(results(folder, contents)), time.monotonic() - begin)
+        return made[name]
+
+    return get
+
+
+def out_of(name: str) -> str:
+    return "out.json" if name == "arc" else "out"
+
+
+def prepared(inputs: Path, folder: Path) -> Path:
+    """A working folder with the inputs in it."""
+    folder.mkdir(exist_ok=True)
+    for path in inputs.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def results(folder: Path, contents) -> dict[str, bytes]:
+    return {name: data for name, data in contents(folder).items() if not name.endswith(".npz")}
+
+
+def clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix != ".npz":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def moments(name: str) -> Iterator[float]:
+    """Parts of the duration, one from each of as many equal stretches as there are kills, in any order."""
+    draw = random.Random(zlib.crc32(name.encode()))
+    stretches = list(range(KILLS))
+    draw.shuffle(stretches)
+    return ((stretch + draw.random()) / KILLS for stretch in stretches)
+
+
+def nothing_half_done(folder: Path) -> None:
+    """What a kill may leave: files under their names are whole, and shards that count as finished are as recorded."""
+    out = folder / "out"
+    if (out / "manifest.json").exists():
+        assert [line for line in verify(out) if "incomplete" not in line] == []
+    if out.exists():
+        load_notes(out)
+        for path in out.rglob("*.safetensors"):
+            if not path.name.startswith(".tmp-"):
+                load_tensors(path)
+    for path in folder.rglob("*.json"):
+        if not path.name.startswith(".tmp-"):
+            json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
+    start, run, reference, inputs, contents, tmp_path, name
+):
+    expected = reference(name)
+    folder = prepared(inputs, tmp_path / "work")
+    words, told = (*JOBS[name], "--device", "cpu", "--out", out_of(name)), []
+
+    def compare(ran) -> None:
+        assert ran.status == 0, (told, ran.err)
+        assert differences(comparable(results(folder, contents)), expected.left) == [], told
+
+    seconds = expected.seconds
+    for part in moments(name):
+        for attempt in range(5):
+            running = start(folder, *words)
+            while time.monotonic() - running.started < part * seconds and not running.ended:
+                time.sleep(0.001)
+            if not running.ended:
+                break
+            if attempt:  # a whole run, and quicker than the first one
+                seconds = time.monotonic() - running.started
+            compare(running.wait())
+            clear(folder)
+        else:
+            pytest.fail(f"five runs ended within {part * seconds:.3f} s, the first took {expected.seconds:.3f} s")
+        running.kill()
+        left = sorted(results(folder, contents))
+        told.append(f"killed after {part * seconds:.3f} s of {seconds:.3f}, which left {left}")
+        nothing_half_done(folder)
+    compare(run(folder, *words))
+    print(*told, sep="\n")
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that came of it; ranks of torchrun have sessions of their own."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().rpartition(")")[2].split()
+            if words[0] != "Z":
+                parents[int(path.parent.name)] = int(words[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+class TwoRanks:
+    """``synthfast sample`` by torchrun on two ranks, as a user starts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "out"
+
+    def start(self) -> subprocess.Popen[str]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+        return subprocess.Popen(
+            [*launcher, "-m", "synthfast", *map(str, SAMPLE), "--device", "cpu", "--out", "out"],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for_work(self, process: subprocess.Popen[str]) -> None:
+        """Until the folder's lock is taken and shards are made."""
+        deadline = time.monotonic() + PATIENCE
+        before = {path.name for path in self.out.glob(".tmp-*")}
+        while process.poll() is None and not {path.name for path in self.out.glob(".tmp-shard*")} - before:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen[str], whom: str) -> str:
+    """All of a launch, its launcher alone, or one rank; returns when nothing of it is left, with what it said."""
+    family = descendants(process.pid)
+    victims = {"all": family[::-1], "launcher": family[:1], "a rank": family[-1:]}[whom]
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    said = process.communicate(timeout=PATIENCE)[1]
+    deadline = time.monotonic() + PATIENCE
+    while not all(gone(pid) for pid in family):
+        assert time.monotonic() < deadline, f"after the end of {whom} processes stay: {family}"
+        time.sleep(0.01)
+    return said
+
+
+def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(reference, contents, tmp_path):
+    """All of the launch, the launcher alone (its ranks then end by themselves) or a single rank."""
+    expected, ranks, told = reference("sample").left, TwoRanks(tmp_path), []
+
+    def compare(process: subprocess.Popen[str]) -> None:
+        output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, (told, errors)
+        assert output.count("images/s") <= 1  # one rank speaks for both
+        assert differences(comparable(results(tmp_path, contents)), expected) == [], told
+
+    begin = time.monotonic()
+    process = ranks.start()
+    ranks.wait_for_work(process)
+    startup = time.monotonic() - begin
+    compare(process)
+    working = time.monotonic() - begin - startup
+    clear(tmp_path)
+    draw = random.Random(2)
+    for number, part in enumerate(moments("two ranks")):
+        whom = ("all", "launcher", "a rank")[number % 3]
+        at_work = draw.random() < 0.75
+        for _ in range(5):
+            process = ranks.start()
+            if at_work:
+                ranks.wait_for_work(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(part * (working if at_work else startup))
+            if process.poll() is None:
+                break
+            compare(process)
+            clear(tmp_path)
+        else:
+            pytest.fail("five runs ended before they could be killed")
+        kill(process, whom)
+        left = sorted(results(tmp_path, contents))
+        told.append(f"{whom} killed {part:.2f} of the way {'at work' if at_work else 'at the start'}, left {left}")
+        nothing_half_done(tmp_path)
+    compare(ranks.start())
+    print(*told, sep="\n")
+
+
+def test_the_comparison_sees_a_difference(reference, tmp_path):
+    """Weights, pictures, numbers of a result and bytes of shards."""
+    for name, file in (("diffusion", "out/" + STATE_FILE), ("arc", "out.json"), ("sample", "out/preview.png")):
+        left = reference(name).left
+        assert differences(left, left) == [] and file in left
+        changed = {key: value for key, value in left.items() if key != file}
+        assert differences(changed, left) == [file]
+    state = {"a": torch.zeros(2)}
+    from safetensors.torch import save
+
+    one, other, third = (
+        comparable({"out/" + STATE_FILE: save(tensors, metadata)})
+        for tensors, metadata in (
+            (state, {"step": "1", "b": "2"}),
+            (state, {"b": "2", "step": "1"}),
+            ({"a": torch.ones(2)}, {}),
+        )
+    )
+    assert differences(one, other) == [] and differences(one, third)
