@@ -2,7 +2,8 @@
 
 from synthfast.data.images import ArrayImages, Chosen, ImageSet
 from synthfast.data.shard_set import ShardSet, summary, verify
-from synthfast.data.shards import ShardFolder, ShardWriter
+from synthfast.data.shard_writer import ShardWriter
+from synthfast.data.shards import ShardFolder
 from synthfast.data.sources import open_images
 
 __all__ = [

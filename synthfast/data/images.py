@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class ImageSet(ABC):
         labels: int64 [n] in [0, classes), or None for a set without labels.
         classes: the number of classes, or None.
         class_names: one name per class, or None where the source has no names.
+        lossy: whether lossy coding (jpg, webp) has left its traces in the pixels.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ImageSet(ABC):
     labels: np.ndarray | None
     classes: int | None
     class_names: tuple[str, ...] | None
+    lossy: bool = False
 
     def __init__(
         self,
@@ -59,12 +61,16 @@ class ImageSet(ABC):
 
         The result is C-contiguous and the caller's own. Several threads may read at once.
         """
+        return self._read(self._checked(indices))
+
+    def _checked(self, indices: np.ndarray) -> np.ndarray:
+        """Indices as int64 [k]; errors as ``read`` has them."""
         indices = np.asarray(indices)
         if indices.ndim != 1 or indices.dtype.kind not in "iu":
             raise TypeError(f"indices: expected integers [k], found {indices.dtype} {list(indices.shape)}")
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices must be in [0, {len(self)}), found {indices.min()} to {indices.max()}")
-        return self._read(indices.astype(np.int64, copy=False))
+        return indices.astype(np.int64, copy=False)
 
     @abstractmethod
     def _read(self, indices: np.ndarray) -> np.ndarray:
@@ -88,6 +94,9 @@ class ArrayImages(ImageSet):
 
     ``parts`` are arrays [n_i, H, W, C]. With ``planar`` they are [n_i, C * H * W] of ``shape``, channel by channel, as
     the CIFAR and downsampled ImageNet files store them; pixels are put in order when read, so nothing is copied before.
+
+    Attributes:
+        arrays: the parts as uint8 [n_i, H, W, C]; empty where they are planar.
     """
 
     def __init__(
@@ -104,17 +113,14 @@ class ArrayImages(ImageSet):
         self._parts = [np.asarray(part) for part in parts]
         self._ends = np.cumsum([len(part) for part in self._parts])
         self._planar = planar
+        self.arrays = [] if planar else self._parts
         shape = planar or tuple(self._parts[0].shape[1:])
         super().__init__(name, shape, int(self._ends[-1]), labels, classes, class_names)
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         rows = np.empty((len(indices), *self._parts[0].shape[1:]), np.uint8)
-        part_of = np.searchsorted(self._ends, indices, side="right")
-        order = np.argsort(part_of, kind="stable")
-        used, starts = np.unique(part_of[order], return_index=True)
-        for number, start, stop in zip(used, starts, [*starts[1:], len(order)], strict=False):
-            part, slots = self._parts[number], order[start:stop]
-            rows[slots] = part[indices[slots] - (self._ends[number] - len(part))]
+        for number, slots, places in by_part(self._ends, indices):
+            rows[slots] = self._parts[number][places]
         if self._planar is None:
             return rows
         height, width, channels = self._planar
@@ -122,18 +128,34 @@ class ArrayImages(ImageSet):
 
 
 class Chosen(ImageSet):
-    """Some images of another set, by their indices there (int64 [n]), or with other labels (int64 [n], of these images)."""
+    """Some images of another set, by their indices there (int64 [n]), or with other labels (int64 [n], of these images).
+
+    Attributes:
+        images, items: the other set, and the indices.
+    """
 
     def __init__(
         self, images: ImageSet, items: np.ndarray, labels: np.ndarray | None = None, classes: int | None = None
     ) -> None:
-        self._images, self._items = images, items
+        self.images, self.items = images, items
         if labels is None:
             labels, classes = None if images.labels is None else images.labels[items], images.classes
         super().__init__(images.name, images.shape, len(items), labels, classes, images.class_names)
+        self.lossy = images.lossy
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
-        return self._images.read(self._items[indices])
+        return self.images.read(self.items[indices])
+
+
+def by_part(ends: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of a set in parts that end at ``ends`` (int64): for each part that ``indices`` (int64 [k]) touch its number, the
+    places in ``indices`` that touch it, and the rows of the part that they mean."""
+    part_of = np.searchsorted(ends, indices, side="right")
+    order = np.argsort(part_of, kind="stable")
+    used, starts = np.unique(part_of[order], return_index=True)
+    for number, start, stop in zip(used.tolist(), starts, [*starts[1:], len(order)], strict=False):
+        slots = order[start:stop]
+        yield number, slots, indices[slots] - (ends[number - 1] if number else 0)
 
 
 def checked_labels(labels: np.ndarray, count: int, classes: int | None, name: str) -> np.ndarray:

@@ -9,6 +9,10 @@
 
 ``request`` is the sampler's: everything on which the content depends, as plain JSON values in a fixed order. Only
 ``n``, ``shape``, ``classes`` (null: no labels) and ``shard_size`` mean something here: which shard holds which images.
+
+A folder of WebDataset tars is format 2. Its request has ``"format": "wds"``, ``"codec": "png"`` or ``"jpg"`` and for jpg
+``"quality"``, and a shard has, instead of ``images``, a ``tar`` and its ``tar_index``: ``shard-000000.tar``, ``shard-000000.idx``.
+
 While the folder is being written ``complete`` is false, ``shards`` is empty, and each finished shard has its entry in
 a file of its own, ``shard-000000.json``. Nothing in the manifest depends on the time, so equal requests leave equal
 bytes. A manifest from elsewhere is not trusted: every key is checked, and file names must be the ones above.
@@ -26,11 +30,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synthfast.artifacts import os_error, read_json
+from synthfast.data.codec import CODECS, DEFAULT_QUALITY, MOST_SIDE, Codec
+from synthfast.data.png import COLOUR_TYPES
 from synthfast.errors import SynthfastError, UsageError
 
-FORMAT = 1
+FORMATS = {"npy": 1, "wds": 2}  # of images, and the version of the manifest that knows them
 MANIFEST = "manifest.json"
 MOST_CLASSES = 1_000_000  # tables are made with a row per class: a hostile manifest must not choose their size
+MOST_IMAGES = 10**15  # of a set of tars, whose members are named by number
+_FILES = {"npy": {"images": ".images.npy"}, "wds": {"tar": ".tar", "tar_index": ".idx"}}
+_LABELS = {"labels": ".labels.npy"}
 _ABSENT = object()
 
 
@@ -42,16 +51,12 @@ class Span(NamedTuple):
     count: int
 
     @property
-    def images_file(self) -> str:
-        return f"shard-{self.index:06d}.images.npy"
-
-    @property
-    def labels_file(self) -> str:
-        return f"shard-{self.index:06d}.labels.npy"
+    def stem(self) -> str:
+        return f"shard-{self.index:06d}"
 
     @property
     def sidecar_file(self) -> str:
-        return f"shard-{self.index:06d}.json"
+        return f"{self.stem}.json"
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,28 @@ class Request:
         return self.values["classes"]
 
     @property
+    def format(self) -> str:
+        return self.values.get("format", "npy")
+
+    @property
+    def codec(self) -> Codec | None:
+        """How the images of tars are stored; None for npy."""
+        if self.format == "npy":
+            return None
+        return Codec(self.values["codec"], self.shape, self.values.get("quality", DEFAULT_QUALITY))
+
+    @property
     def shard_count(self) -> int:
         return -(-self.n // self.values["shard_size"])
 
     def span(self, index: int) -> Span:
         size = self.values["shard_size"]
         return Span(index, index * size, min(size, self.n - index * size))
+
+    def files(self, span: Span) -> dict[str, str]:
+        """What the files of a shard are called, by what they hold, in the order in which they appear on the disk."""
+        suffixes = _FILES[self.format] | ({} if self.classes is None else _LABELS)
+        return {role: span.stem + suffix for role, suffix in suffixes.items()}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Request:
@@ -91,6 +112,8 @@ class Request:
             raise SynthfastError(f"{where}: 'shape' must be three positive integers [H, W, C], found {_show(shape)}")
         if values.get("classes", _ABSENT) is not None and not 1 <= _take(values, "classes", int, where) <= MOST_CLASSES:
             raise SynthfastError(f"{where}: 'classes' must be null or 1 to {MOST_CLASSES}, found {values['classes']}")
+        if "format" in values:
+            _check_wds(values, where)
         return cls(dict(values))
 
 
@@ -118,12 +141,15 @@ class ShardEntry:
     """A finished shard: its place and its files."""
 
     span: Span
-    images: ShardFile
-    labels: ShardFile | None
+    parts: dict[str, ShardFile]  # by what they hold, as ``Request.files`` names them
+
+    @property
+    def labels(self) -> ShardFile | None:
+        return self.parts.get("labels")
 
     @property
     def files(self) -> tuple[ShardFile, ...]:
-        return (self.images,) if self.labels is None else (self.images, self.labels)
+        return tuple(self.parts.values())
 
     @classmethod
     def parse(cls, value: Any, request: Request, index: int, where: str) -> ShardEntry:
@@ -133,18 +159,20 @@ class ShardEntry:
         for key, expected in span._asdict().items():
             if _take(value, key, int, where) != expected:
                 raise SynthfastError(f"{where}: '{key}' must be {expected}, found {value[key]}")
-        images = ShardFile.parse(_take(value, "images", dict, where), span.images_file, f"{where}.images")
-        if request.classes is not None:
-            labels = ShardFile.parse(_take(value, "labels", dict, where), span.labels_file, f"{where}.labels")
-        elif value.get("labels", _ABSENT) is None:
-            labels = None
-        else:
+        if request.classes is None and value.get("labels", _ABSENT) is not None:
             raise SynthfastError(f"{where}: 'labels' must be null in a set without classes")
-        return cls(span, images, labels)
+        names = request.files(span)
+        return cls(
+            span,
+            {
+                role: ShardFile.parse(_take(value, role, dict, where), name, f"{where}.{role}")
+                for role, name in names.items()
+            },
+        )
 
     def to_json(self) -> dict[str, Any]:
-        labels = None if self.labels is None else self.labels.to_json()
-        return {**self.span._asdict(), "images": self.images.to_json(), "labels": labels}
+        files = {role: file.to_json() for role, file in self.parts.items()}
+        return {**self.span._asdict(), **files, "labels": files.get("labels")}
 
 
 @dataclass(frozen=True)
@@ -157,7 +185,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         shards = [entry.to_json() for entry in self.shards]
-        return {"format": FORMAT, "complete": self.complete, "request": self.request.values, "shards": shards}
+        version = FORMATS[self.request.format]
+        return {"format": version, "complete": self.complete, "request": self.request.values, "shards": shards}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -165,14 +194,20 @@ class Manifest:
         where = str(folder / MANIFEST)
         value = read_json(folder / MANIFEST, "shard manifest")
         version = _take(value, "format", int, where)
-        if version > FORMAT:
+        newest = max(FORMATS.values())
+        if version > newest:
             raise SynthfastError(
-                f"{where}: format {version} is newer than this synthfast reads ({FORMAT}); upgrade synthfast"
+                f"{where}: format {version} is newer than this synthfast reads ({newest}); upgrade synthfast"
             )
         if version < 1:
             raise SynthfastError(f"{where}: 'format' must be 1 or more, found {version}; restore or remake the folder")
         complete, shards = _take(value, "complete", bool, where), _take(value, "shards", list, where)
         request = Request.parse(_take(value, "request", dict, where), f"{where}: request")
+        if version != FORMATS[request.format]:
+            raise SynthfastError(
+                f"{where}: 'format' must be {FORMATS[request.format]} for {request.format} shards, found {version}; "
+                "restore or remake the folder"
+            )
         expected = request.shard_count if complete else 0
         if len(shards) != expected:
             raise SynthfastError(
@@ -249,6 +284,25 @@ def require_same(folder: Path, old: Any, new: Any, option: Callable[[str], str])
             f"{option(key)}: {folder} was made with {was}, this command says {now}; "
             "repeat the command that made it, or choose another --out"
         )
+
+
+def _check_wds(values: Mapping[str, Any], where: str) -> None:
+    """The keys of a request that are there for tars alone."""
+    if values["format"] != "wds":
+        raise SynthfastError(f"{where}: 'format' must be \"wds\", or absent for npy, found {_show(values['format'])}")
+    codec = _take(values, "codec", str, where)
+    if codec not in CODECS:
+        raise SynthfastError(f"{where}: 'codec' must be one of {', '.join(CODECS)}, found {_show(codec)}")
+    if codec == "png" and "quality" in values:
+        raise SynthfastError(f"{where}: 'quality' is for jpg, found it beside png; leave it out")
+    if codec == "jpg" and not 1 <= _take(values, "quality", int, where) <= 100:
+        raise SynthfastError(f"{where}: 'quality' must be 1 to 100, found {values['quality']}")
+    if values["shape"][2] not in COLOUR_TYPES or max(values["shape"]) > MOST_SIDE:
+        raise SynthfastError(
+            f"{where}: images in tars must have 1 or 3 channels and sides up to {MOST_SIDE}, found {_show(values['shape'])}"
+        )
+    if values["n"] > MOST_IMAGES:
+        raise SynthfastError(f"{where}: 'n' must be at most {MOST_IMAGES}, found {values['n']}")
 
 
 def _take(value: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

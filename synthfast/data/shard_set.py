@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from synthfast.artifacts import sha256_file
-from synthfast.data.images import ArrayImages, checked_labels
-from synthfast.data.manifest import Manifest, Request, ShardEntry, ShardFile, finished_shards, shard_path
+from synthfast.data.images import ArrayImages, ImageSet, checked_labels
+from synthfast.data.machine import allow_open_files
+from synthfast.data.manifest import Manifest, Request, ShardEntry, finished_shards, shard_path
 from synthfast.data.npy import map_npy
+from synthfast.data.tar_shards import TarShard, TarShards
 from synthfast.errors import SynthfastError
 
+_OTHER_FILES = 512  # that a process may have open beside the shards
 
-class ShardSet(ArrayImages):
-    """The images of a complete shard folder, memory-mapped, under one index over all shards.
 
-    Opening checks the manifest and every file's header and size; ``verify`` also reads and hashes the contents.
+class ShardSet(ImageSet):
+    """The images of a complete shard folder of either format under one index over all shards.
+
+    Opening checks the manifest, every file's size and the headers of arrays; the index of a tar is checked whole when
+    the tar is first read. ``verify`` also reads and hashes the contents.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+        format: "npy" or "wds".
+        arrays: of npy, the memory-mapped images of each shard, uint8 [n_i, H, W, C]; empty for wds.
+        codec: of wds, "png" or "jpg"; None for npy.
 
     Raises:
         SynthfastError: the folder is incomplete, damaged, or not one that this version reads.
@@ -30,14 +42,52 @@ class ShardSet(ArrayImages):
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
-        request = self.manifest.request
+        request, shards = self.manifest.request, self.manifest.shards
         if not self.manifest.complete:
             raise SynthfastError(_incomplete(self.path, self.manifest))
-        images = [_map_images(self.path, request, entry) for entry in self.manifest.shards]
-        labels = None
-        if request.classes is not None:
-            labels = np.concatenate([_map_labels(self.path, entry) for entry in self.manifest.shards])
-        super().__init__(str(path), images, labels, request.classes)
+        allow_open_files(len(shards) + _OTHER_FILES)
+        self.format, codec = request.format, request.codec
+        self.codec = None if codec is None else codec.name
+        self.lossy = self.codec == "jpg"
+        every = None if request.classes is None else [_map_labels(self.path, entry) for entry in shards]
+        labels = None if every is None else np.concatenate(every)
+        self.arrays: list[np.ndarray] = []
+        self._images: ArrayImages | TarShards
+        if codec is None:
+            self.arrays = [_map_images(self.path, request, entry) for entry in shards]
+            self._images = ArrayImages(str(path), self.arrays)
+        else:
+            tars = _open_tars(self.path, request, shards, labels)
+            self._images = TarShards(tars, [entry.span.count for entry in shards], codec)
+        super().__init__(str(path), request.shape, request.n, labels, request.classes)
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return self._images.read(indices)
+
+    def encoded(self, indices: np.ndarray) -> list[bytes]:
+        """Of wds, the images at ``indices`` (integers [k] in [0, n)) as they are stored, as png or jpg files."""
+        indices = self._checked(indices)
+        return [bytes(file) for file in self._tars.encoded(indices)]
+
+    @property
+    def tar_paths(self) -> list[Path]:
+        """Of wds, the tars in order."""
+        return [shard.tar for shard in self._tars.shards]
+
+    @property
+    def index_paths(self) -> list[Path]:
+        """Of wds, DALI's index of each tar. All are checked first: nothing that they say leads out of its tar."""
+        self._tars.check_indexes()
+        return [shard.index for shard in self._tars.shards]
+
+    @property
+    def _tars(self) -> TarShards:
+        if not isinstance(self._images, TarShards):
+            raise TypeError(f"{self.name}: holds npy arrays, not tars")
+        return self._images
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.path,)  # a process that gets it opens the files itself
 
     def fingerprint(self) -> str:
         """SHA-256 over the shards' SHA-256 in the manifest: no image is read. It depends on the shard size too."""
@@ -50,7 +100,8 @@ def verify(path: str | os.PathLike, progress: Callable[[int, int], None] | None 
     """Read a shard folder whole and list what is wrong with it, each in one line that starts with the file's name.
 
     Finds files that are missing, cut short, changed by so much as a bit, swapped with another, or that no manifest
-    knows; headers that are not what the manifest says; labels outside the classes; and shards not made yet. A lost or
+    knows; headers that are not what the manifest says; labels outside the classes; tars whose members are not where and
+    what index and labels say; and shards not made yet. A lost or
     damaged shard is made again by deleting it and repeating the command that made the folder. ``progress`` is called
     with the bytes read so far and in all. A manifest that cannot be read is a SynthfastError.
     """
@@ -62,14 +113,21 @@ def verify(path: str | os.PathLike, progress: Callable[[int, int], None] | None 
     total = sum(file.bytes for entry in entries.values() for file in entry.files)
     done = 0
     for entry in entries.values():
-        for file in entry.files:
+        sound = True
+        for role, file in entry.parts.items():
             try:
-                _verify_file(path, manifest.request, entry, file, owners)
+                _verify_file(path, manifest.request, entry, role, owners)
             except SynthfastError as error:
                 problems.append(str(error))
+                sound = False
             done += file.bytes
             if progress is not None:
                 progress(done, total)
+        if sound and manifest.request.format == "wds":
+            try:
+                _verify_tar(path, manifest.request, entry)
+            except SynthfastError as error:
+                problems.append(str(error))
     return problems + _strangers(path, manifest, entries)
 
 
@@ -95,6 +153,7 @@ def summary(path: str | os.PathLike) -> dict[str, Any]:
         "images": sum(entry.span.count for entry in entries.values()),
         "shape": list(request.shape),
         "classes": request.classes,
+        "format": request.format,
         "images_per_class": per_class,
         "shards": request.shard_count,
         "shards_finished": len(entries),
@@ -104,14 +163,15 @@ def summary(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _map_images(path: Path, request: Request, entry: ShardEntry) -> np.ndarray:
-    return map_npy(shard_path(path, entry.images), "|u1", (entry.span.count, *request.shape))
+    return map_npy(shard_path(path, entry.parts["images"]), "|u1", (entry.span.count, *request.shape))
 
 
 def _map_labels(path: Path, entry: ShardEntry) -> np.ndarray:
-    return map_npy(shard_path(path, entry.labels), "<i8", (entry.span.count,))
+    return map_npy(shard_path(path, entry.parts["labels"]), "<i8", (entry.span.count,))
 
 
-def _verify_file(path: Path, request: Request, entry: ShardEntry, file: ShardFile, owners: dict[str, str]) -> None:
+def _verify_file(path: Path, request: Request, entry: ShardEntry, role: str, owners: dict[str, str]) -> None:
+    file = entry.parts[role]
     digest = sha256_file(shard_path(path, file))
     if digest != file.sha256:
         other = owners.get(digest)
@@ -119,24 +179,34 @@ def _verify_file(path: Path, request: Request, entry: ShardEntry, file: ShardFil
             f"holds what belongs in {other}" if other else f"its SHA-256 is {digest}, the manifest says {file.sha256}"
         )
         raise SynthfastError(f"{path / file.file}: {reason}; delete it and run the same sample command again")
-    if file is entry.images:
+    if role == "images":
         _map_images(path, request, entry)
-    else:
+    elif role == "labels":
         checked_labels(_map_labels(path, entry), entry.span.count, request.classes, str(path / file.file))
+
+
+def _verify_tar(path: Path, request: Request, entry: ShardEntry) -> None:
+    labels = None if request.classes is None else np.asarray(_map_labels(path, entry))
+    TarShard(path, request, entry, labels).verify()
+
+
+def _open_tars(path: Path, request: Request, shards: Sequence[ShardEntry], labels: np.ndarray | None) -> list[TarShard]:
+    return [
+        TarShard(path, request, entry, None if labels is None else labels[entry.span.first :][: entry.span.count])
+        for entry in shards
+    ]
 
 
 def _strangers(path: Path, manifest: Manifest, entries: dict[int, ShardEntry]) -> list[str]:
     """Files that look like shards and belong to none; sidecars and shards being written are no strangers."""
     request, problems = manifest.request, []
     for file in sorted(path.glob("shard-*")):
-        match = re.fullmatch(r"shard-(\d{6,})(\.images\.npy|\.labels\.npy|\.json)", file.name)
+        match = re.fullmatch(r"shard-(\d{6,})\..+", file.name)
         index = int(match[1]) if match else -1
         known: set[str] = set()
         if 0 <= index < request.shard_count:
             span = request.span(index)
-            known = {span.sidecar_file, span.images_file}
-            if request.classes is not None:
-                known.add(span.labels_file)
+            known = {span.sidecar_file, *request.files(span).values()}
         if file.name not in known:
             problems.append(f"{file}: does not belong to this set; remove it")
     return problems

@@ -7,16 +7,15 @@
                 writer.commit()
         folder.finish()
 
-A shard counts as finished once its sidecar ``shard-000000.json`` is there, which is renamed into place after the two
-files that it describes. ``finish`` gathers the sidecars into the manifest. Every file is written under a temporary
+The request says in which format (see ``synthfast.data.manifest``): npy arrays, or WebDataset tars with DALI's index. A
+shard counts as finished once its sidecar ``shard-000000.json`` is there, which is renamed into place after the files
+that it describes. ``finish`` gathers the sidecars into the manifest. Every file is written under a temporary
 name, flushed to disk and renamed, so a run killed at any moment leaves a folder that the next one completes, byte for
 byte as if it had never been interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,32 +23,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from synthfast.artifacts import (
-    TEMPORARY_PREFIX,
-    Lock,
-    atomic_write_json,
-    commit_temporary,
-    json_bytes,
-    os_error,
-    temporary_path,
-)
+from synthfast.artifacts import TEMPORARY_PREFIX, Lock, atomic_write_json, os_error
+from synthfast.data.hashed_file import CONTINUE_HINT
 from synthfast.data.manifest import (
     MANIFEST,
     Manifest,
     Request,
     ShardEntry,
-    ShardFile,
     Span,
     finished_shards,
     require_same,
     shard_path,
 )
-from synthfast.data.npy import npy_header
+from synthfast.data.shard_writer import ShardWriter
 from synthfast.errors import SynthfastError, UsageError
-
-CONTINUE_HINT = "once that is mended run the same command again: finished shards are kept"
 
 
 class ShardFolder:
@@ -155,128 +142,6 @@ class ShardFolder:
         self.close()
 
 
-class ShardWriter:
-    """Writes one shard, streaming to disk; as a context manager it aborts unless ``commit`` was called."""
-
-    def __init__(self, folder: Path, request: Request, index: int) -> None:
-        self._folder, self._request = folder, request
-        self.span = request.span(index)
-        self._written = 0
-        self._files: list[_HashedFile] = []
-        try:
-            images_header = npy_header("|u1", (self.span.count, *request.shape))
-            self._files.append(_HashedFile(folder / self.span.images_file, images_header))
-            if request.classes is not None:
-                labels_header = npy_header("<i8", (self.span.count,))
-                self._files.append(_HashedFile(folder / self.span.labels_file, labels_header))
-        except SynthfastError:
-            self.abort()
-            raise
-
-    def append(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-        """Add uint8 ``images`` [k, H, W, C] and their int64 ``labels`` [k] (None in a set without classes).
-
-        Raises SynthfastError if the disk is full or refuses; the shard is then aborted.
-        """
-        count, classes = len(images), self._request.classes
-        if images.dtype != np.uint8 or images.shape[1:] != self._request.shape:
-            raise ValueError(f"images must be uint8 [k, *{self._request.shape}], found {images.dtype} {images.shape}")
-        if self._written + count > self.span.count:
-            raise ValueError(f"shard {self.span.index} holds {self.span.count} images, found {self._written + count}")
-        if (labels is None) != (classes is None):
-            raise ValueError(f"labels must {'not ' if classes is None else ''}be given in a set of {classes} classes")
-        arrays = [images]
-        if labels is not None:
-            if labels.dtype != np.int64 or labels.shape != (count,):
-                raise ValueError(f"labels must be int64 [{count}], found {labels.dtype} {labels.shape}")
-            if count and not 0 <= labels.min() <= labels.max() < classes:
-                raise ValueError(f"labels must be in [0, {classes}), found {labels.min()} to {labels.max()}")
-            arrays.append(labels.astype("<i8", copy=False))
-        try:
-            for file, array in zip(self._files, arrays, strict=True):
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        except SynthfastError:
-            self.abort()
-            raise
-        self._written += count
-
-    def commit(self) -> ShardEntry:
-        """Make the shard durable and visible: both files, then the sidecar that says it is finished."""
-        if self._written != self.span.count:
-            raise ValueError(f"shard {self.span.index} needs {self.span.count} images, {self._written} were appended")
-        try:
-            parts = [file.close() for file in self._files]
-            entry = ShardEntry(self.span, parts[0], parts[1] if len(parts) > 1 else None)
-            for file in self._files:
-                file.rename()
-            sidecar = _HashedFile(self._folder / self.span.sidecar_file, json_bytes(entry.to_json()))
-            self._files.append(sidecar)
-            sidecar.close()
-            sidecar.rename()
-        except SynthfastError:
-            self.abort()
-            raise
-        return entry
-
-    def abort(self) -> None:
-        """Remove the temporary files; nothing to do after ``commit``."""
-        for file in self._files:
-            file.discard()
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.abort()
-
-
-class _HashedFile:
-    """A file under its temporary name whose SHA-256 is taken while it is written."""
-
-    def __init__(self, path: Path, start: bytes) -> None:
-        self._path = path
-        self._digest = hashlib.sha256()
-        self._bytes = 0
-        try:
-            self._file = open(temporary_path(path), "wb")  # noqa: SIM115 (close or discard closes it)
-        except OSError as error:
-            raise os_error(path, error, CONTINUE_HINT) from error
-        try:
-            self.write(start)
-        except SynthfastError:
-            self.discard()
-            raise
-
-    def write(self, data: bytes | np.ndarray) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise os_error(self._path, error, CONTINUE_HINT) from error
-        self._digest.update(data)
-        self._bytes += len(data)
-
-    def close(self) -> ShardFile:
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            raise os_error(self._path, error, CONTINUE_HINT) from error
-        return ShardFile(self._path.name, self._digest.hexdigest(), self._bytes)
-
-    def rename(self) -> None:
-        try:
-            commit_temporary(self._path)
-        except OSError as error:
-            raise os_error(self._path, error, CONTINUE_HINT) from error
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):  # what was still buffered may not fit on the disk either
-            self._file.close()
-        with contextlib.suppress(OSError):  # the next run removes what stays
-            temporary_path(self._path).unlink(missing_ok=True)
-
-
 def _parse(request: Mapping[str, Any], path: Path) -> Request:
     # Through JSON and back, so that a tuple equals the list that was read from a manifest.
     return Request.parse(json.loads(json.dumps(request, allow_nan=False)), f"{path}: request")
@@ -314,7 +179,8 @@ def _write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 
 def _require_same(path: Path, old: Request, new: Request, options: Mapping[str, str]) -> None:
-    require_same(path, old.values, new.values, lambda key: options.get(key, key))
+    was, now = ({"format": each.format, **each.values} for each in (old, new))  # npy is not written down
+    require_same(path, was, now, lambda key: options.get(key, key))
 
 
 def _is_whole(path: Path, entry: ShardEntry) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from synthfast.data import ShardFolder, ShardSet, ShardWriter
-from synthfast.data.shards import _HashedFile
+from synthfast.data.hashed_file import HashedFile
 from synthfast.errors import SynthfastError
 
 
@@ -35,7 +35,7 @@ def operations(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[str
 
         monkeypatch.setattr(owner, name, watched)
 
-    for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "mkdir"), (_HashedFile, "write")):
+    for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "mkdir"), (HashedFile, "write")):
         watch(owner, name)
     monkeypatch.setattr(ShardWriter, "abort", lambda self: None)
     return done

@@ -151,7 +151,8 @@ def test_headers_are_checked_against_the_manifest(shards, name, array):
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("format",), 2, "format 2 is newer than this synthfast reads .1.; upgrade"),
+        (("format",), 3, "format 3 is newer than this synthfast reads .2.; upgrade"),
+        (("format",), 2, "'format' must be 1 for npy shards, found 2"),
         (("format",), 0, "'format' must be 1 or more"),
         (("format",), "1", "'format' must be an integer, found \"1\""),
         (("format",), True, "'format' must be an integer, found true"),
@@ -250,6 +251,7 @@ def test_summary(shards, request_values):
         "images": 23,
         "shape": [4, 5, 3],
         "classes": 7,
+        "format": "npy",
         "images_per_class": [4, 4, 3, 3, 3, 3, 3],
         "shards": 3,
         "shards_finished": 3,
