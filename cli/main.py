@@ -33,7 +33,11 @@ _OUT_OF_MEMORY = {"can't allocate memory": "memory", "out of memory": "GPU memor
         "select": ("synthfast.cli.select", "select", "Choose images by the scores of score samples."),
         "rank": ("synthfast.cli.rank", "rank", "Compare generators, and the scores that rank them."),
         "report": ("synthfast.cli.report", "report", "Results as one HTML file."),
-        "shards": ("synthfast.cli.shards", "shards", "Look into shard folders and verify them."),
+        "shards": (
+            "synthfast.cli.shards",
+            "shards",
+            "Look into shard folders, verify them, move images between formats.",
+        ),
         "info": ("synthfast.cli.info", "info", "Show versions, device and what was built."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

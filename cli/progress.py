@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -50,3 +52,23 @@ class Bar:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextlib.contextmanager
+def images_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """``with images_bar("exporting") as report: report(done, total)``; the first call is before the first image.
+
+    Shows images a second and the time left, from what this run has done.
+    """
+    start: list[tuple[float, int]] = []
+    with Bar(title) as bar:
+
+        def report(done: int, total: int) -> None:
+            now = time.monotonic()
+            if not start:
+                start.append((now, done))
+            rate = (done - start[0][1]) / max(now - start[0][0], 1e-9)
+            left = f"{duration((total - done) / rate)} left" if rate else "starting"
+            bar.update(done, total, f"{rate:,.0f} images/s, {left}")
+
+        yield report

@@ -1,71 +1,23 @@
-"""``synthfast shards ls`` and ``synthfast shards verify``."""
+"""``synthfast shards``: the group."""
 
 from __future__ import annotations
 
-import sys
-
 import click
-from synthfast.cli.progress import Bar
+from synthfast.cli.lazy import LazyGroup
 
 
-@click.group(no_args_is_help=False)
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "ls": ("synthfast.cli.shards_look", "ls", "What a shard folder holds."),
+        "verify": ("synthfast.cli.shards_look", "verify", "Compare a shard folder with its manifest."),
+        "stats": ("synthfast.cli.shards_stats", "stats", "What the images of a shard folder are like."),
+        "export": ("synthfast.cli.shards_transfer", "export", "Images into another format."),
+        "import": ("synthfast.cli.shards_transfer", "import_", "Images from elsewhere into shards."),
+        "merge": ("synthfast.cli.shards_transfer", "merge", "Several shard folders into one."),
+        "split": ("synthfast.cli.shards_transfer", "split", "A shard folder into several."),
+    },
+    no_args_is_help=False,
+)
 def shards() -> None:
-    """Look into shard folders and verify them."""
-
-
-@shards.command()
-@click.argument("folder", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def ls(folder: str, as_json: bool) -> None:
-    """What a shard folder holds: images, classes, generator, solver, seed, size on disk."""
-    from synthfast.artifacts import json_bytes
-    from synthfast.data import summary
-
-    facts = summary(folder)
-    if as_json:
-        click.echo(json_bytes(facts).decode(), nl=False)
-        return
-    for name, value in _lines(facts):
-        click.echo(f"{name:<18} {value}")
-
-
-def _lines(facts: dict) -> list[tuple[str, str]]:
-    request = facts["request"]
-    state = "complete" if facts["complete"] else "incomplete; run the same sample command again to complete it"
-    rows = [
-        ("state", state),
-        ("images", f"{facts['images']:,} of {facts['n']:,}"),
-        ("image shape", "x".join(map(str, facts["shape"]))),
-        ("shards", f"{facts['shards_finished']:,} of {facts['shards']:,}"),
-        ("bytes", f"{facts['bytes']:,}"),
-    ]
-    if facts["images_per_class"] is not None:
-        rows.append(("images per class", ", ".join(f"{k}: {n:,}" for k, n in enumerate(facts["images_per_class"]))))
-    known = {"n", "shape", "classes", "shard_size"}
-    for key, value in request.items():
-        if key not in known and value is not None:
-            rows.append((key.replace("_", " "), _words(value)))
-    return rows
-
-
-def _words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
-    return str(value)
-
-
-@shards.command()
-@click.argument("folder", metavar="DIR")
-def verify(folder: str) -> None:
-    """Read a shard folder whole and compare it with its manifest; exit status 1 if anything is wrong."""
-    from synthfast.data import summary
-    from synthfast.data import verify as check
-
-    with Bar("verifying") as bar:
-        problems = check(folder, lambda done, total: bar.update(done, total, "bytes"))
-    if problems:
-        for problem in problems:
-            click.echo(problem, err=True)
-        sys.exit(1)
-    facts = summary(folder)
-    click.echo(f"{folder}: {facts['images']:,} images in {facts['shards']:,} shards, all as the manifest says")
+    """Look into shard folders, verify them, and move images between formats."""

@@ -15,6 +15,7 @@ from synthfast.config.rank import RankConfig
 from synthfast.config.report import ReportConfig
 from synthfast.config.sample import SampleConfig
 from synthfast.config.samples import CRITERIA, SAMPLE_SCORES, SamplesConfig, SelectConfig
+from synthfast.config.transfer import ExportConfig, ImportConfig, MergeConfig, SplitConfig, StatsConfig
 
 __all__ = [
     "ALL_IMAGES",
@@ -25,9 +26,12 @@ __all__ = [
     "AccuracyConfig",
     "ArcConfig",
     "ClassifierConfig",
+    "ExportConfig",
     "FidConfig",
     "GeneratorConfig",
+    "ImportConfig",
     "InflectionConfig",
+    "MergeConfig",
     "PrdcConfig",
     "RankConfig",
     "ReportConfig",
@@ -35,6 +39,8 @@ __all__ = [
     "SampleConfig",
     "SamplesConfig",
     "SelectConfig",
+    "SplitConfig",
+    "StatsConfig",
     "for_method",
     "make_config",
     "number",

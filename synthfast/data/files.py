@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -88,13 +88,22 @@ class FileImages(ImageSet):
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    def _open(self, name: str) -> tuple[str | Path, Path | BinaryIO]:
+        """What errors call an image, and what it is decoded from; subclasses whose images lie elsewhere override both this and
+        ``_title``."""
+        return self._root / name, self._root / name
+
+    def _title(self, name: str) -> str:
+        """A short name for the image that others are compared with."""
+        return name
+
     def _decode(self, name: str, shape: tuple[int, int, int] | None) -> np.ndarray:
         """One file as uint8 [H, W, C]; an error naming it if it is broken or is not of ``shape``."""
         from PIL import Image
 
-        path = self._root / name
+        path, file = self._open(name)
         try:
-            with Image.open(path) as opened:
+            with Image.open(file) as opened:
                 if self._source_size is not None and opened.size != self._source_size:
                     raise SynthfastError(
                         f"{path}: expected {_size(self._source_size)} pixels, found {_size(opened.size)}"
@@ -103,7 +112,8 @@ class FileImages(ImageSet):
         except FileNotFoundError as error:
             raise os_error(path, error) from error
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-            raise SynthfastError(f"{path}: not a readable image ({error}); replace or remove it") from error
+            reason = str(error).partition(" <_io")[0]  # without the address of a buffer
+            raise SynthfastError(f"{path}: not a readable image ({reason}); replace or remove it") from error
         except Image.DecompressionBombError as error:
             raise SynthfastError(f"{path}: too large to be one image of a data set ({error}); remove it") from error
         if self._crop is not None:
@@ -115,11 +125,11 @@ class FileImages(ImageSet):
             if pixels.shape[2] != shape[2]:
                 kinds = {1: "grey", 3: "RGB"}
                 raise SynthfastError(
-                    f"{path}: expected {kinds[shape[2]]} as in {self._files[0]}, found {kinds[pixels.shape[2]]}; "
+                    f"{path}: expected {kinds[shape[2]]} as in {self._title(self._files[0])}, found {kinds[pixels.shape[2]]}; "
                     "convert or remove it"
                 )
             raise SynthfastError(
-                f"{path}: expected {_size(shape[1::-1])} pixels as in {self._files[0]}, found {_size(image.size)}; "
+                f"{path}: expected {_size(shape[1::-1])} pixels as in {self._title(self._files[0])}, found {_size(image.size)}; "
                 "give an image size to resize to"
             )
         return pixels

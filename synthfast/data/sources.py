@@ -1,4 +1,4 @@
-"""One name for every source of images: ``digits``, ``cifar10:test``, ``folder:DIR``, ``npz:FILE``, a shard folder."""
+"""One name for every source of images: ``digits``, ``cifar10:test``, ``folder:DIR``, ``npz:FILE``, a shard folder and so on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from synthfast.data import published
+from synthfast.data.cifar_binary import open_cifar_binary
 from synthfast.data.files import open_folder
 from synthfast.data.images import ArrayImages, ImageSet
 from synthfast.data.manifest import MANIFEST
 from synthfast.data.npy import read_npz
 from synthfast.data.published import Wanted
 from synthfast.data.shard_set import ShardSet
+from synthfast.data.tar_images import TAR_SUFFIXES, TarImages
 from synthfast.errors import SynthfastError, UsageError
 
 DEFAULT_DATA_DIR = Path("data")
@@ -41,6 +43,14 @@ NAMED = {
 }
 DEFAULT_IMAGE_SIZE = 64  # of the sets that are resized
 
+# What a path is the path of: from path, source and image size (where images are resized) to the set.
+PATHS: dict[str, Callable[[str, str, int | None], ImageSet]] = {
+    "folder": lambda path, source, image_size: open_folder(Path(path), source, image_size=image_size),
+    "npz": lambda path, source, image_size: open_npz(Path(path), source),
+    "cifar-binary": lambda path, source, image_size: open_cifar_binary(Path(path), source),
+    "wds": lambda path, source, image_size: TarImages(path, source, image_size=image_size),
+}
+
 
 def open_images(
     source: str,
@@ -56,24 +66,23 @@ def open_images(
         source: ``digits`` (embedded), ``mnist``, ``cifar10``, ``cifar100``, ``celeba`` or ``imagenet``, each with
             ``:train`` (default) or ``:test``, celeba also ``:valid``; ``folder:DIR`` (one subfolder per class, or flat
             and unlabelled); ``npz:FILE`` (``image`` uint8 [n, H, W] or [n, H, W, C], ``label`` integers [n] or none);
-            or the path of a shard folder.
+            ``cifar-binary:PATH`` (a file of CIFAR's binary version, or a folder of ``data_batch_1.bin`` and so on);
+            ``wds:PATH`` (a WebDataset tar, a folder of them, or a pattern such as ``wds:train-*.tar``); or the path of a shard
+            folder.
         data_dir: where the published sets are looked for and downloaded to; ``data`` by default.
         download: fetch a missing published set through torchvision.
-        image_size: side of the square that celeba and imagenet (64 by default) and folders (as they are by default) are
-            resized to. Sets of fixed size accept only their own.
+        image_size: side of the square that celeba and imagenet (64 by default), folders and WebDataset tars (as they are by
+            default) are resized to. Sets of fixed size accept only their own.
         split: the split, where ``source`` names none.
 
     Raises:
         UsageError: a name or a combination of options that cannot mean anything.
         SynthfastError: missing, damaged or unexpected data.
     """
-    if source.startswith("folder:"):
-        _no_split(source, split)
-        return open_folder(Path(source.removeprefix("folder:")), source, image_size=image_size)
-    if source.startswith("npz:"):
-        _no_split(source, split)
-        return _same_size(open_npz(Path(source.removeprefix("npz:")), source), image_size)
     name, colon, tail = source.partition(":")
+    if colon and name in PATHS:
+        _no_split(source, split)
+        return _same_size(PATHS[name](tail, source, image_size), image_size)
     if name in NAMED:
         if colon and split is not None and tail != split:
             raise UsageError(f"{source}: names a split, and split '{split}' was asked for as well; give one of the two")
@@ -132,8 +141,12 @@ def _open_path(source: str) -> ImageSet:
         )
     if path.suffix == ".npz" and path.is_file():
         raise UsageError(f"{source}: for an npz file write npz:{source}")
+    if path.name.endswith(TAR_SUFFIXES) and path.is_file():
+        raise UsageError(f"{source}: for a WebDataset tar write wds:{source}")
     names = ", ".join(NAMED)
-    raise UsageError(f"{source}: no such image source; expected {names}, folder:DIR, npz:FILE or a shard folder")
+    raise UsageError(
+        f"{source}: no such image source; expected {names}, folder:DIR, npz:FILE, cifar-binary:PATH, wds:PATH or a shard folder"
+    )
 
 
 def _no_split(source: str, split: str | None) -> None:

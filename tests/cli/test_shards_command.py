@@ -122,7 +122,7 @@ def test_verify_of_an_interrupted_run_says_so(cli, folder):
         (None, "no shard manifest here; check the path"),
         ("{", "the shard manifest is not valid JSON"),
         ("[]", "the shard manifest must be a JSON object, found list"),
-        ('{"format": 2}', "format 2 is newer than this synthfast reads (1); upgrade synthfast"),
+        ('{"format": 3}', "format 3 is newer than this synthfast reads (2); upgrade synthfast"),
         ('{"format": 1, "complete": true, "shards": []}', "key 'request' is missing"),
     ],
 )

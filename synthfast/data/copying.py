@@ -1,0 +1,120 @@
+"""Images from any source into a shard folder: in bounded memory, interrupted and resumed at will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfast import __version__
+from synthfast.data.images import ImageSet
+from synthfast.data.selection import Selection
+from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards import ShardFolder
+from synthfast.errors import UsageError
+
+CHUNK_BYTES = 8 << 20  # of pixels, read and written at a time
+
+# Called with the images done (those that were there before included) and all of them; first before the first image.
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a run left: where, the images that were there before it, and those it wrote."""
+
+    path: str
+    kept: int
+    made: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a set is cut and stored: npy or wds shards; codec and quality are those of wds, None being the usual ones."""
+
+    shard_size: int
+    format: str = "npy"
+    codec: str | None = None
+    quality: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a shard folder's request, which has ``format`` and what follows for wds alone."""
+        values: dict[str, Any] = {"shard_size": self.shard_size}
+        if self.format == "wds":
+            values |= {"format": "wds", "codec": self.codec or "png"}
+            if values["codec"] == "jpg":
+                values["quality"] = self.quality or 95
+        return values
+
+
+def layout_of(
+    images: ShardSet, format: str | None, shard_size: int | None, codec: str | None, quality: int | None
+) -> Layout:
+    """How to store images that come from ``images``: as they are there, but for what is given.
+
+    UsageError for a codec or a quality that belongs to a format which is neither given nor that of ``images``.
+    """
+    had = images.manifest.request.values
+    shard_size = shard_size or had["shard_size"]
+    if format is None and codec is None:
+        return Layout(shard_size, had.get("format", "npy"), had.get("codec"), had.get("quality"))
+    if format is None and had.get("format", "npy") != "wds":
+        raise UsageError(
+            f"--codec {codec}: {images.name} holds npy shards, which have no codec; give --format wds with it"
+        )
+    return Layout(shard_size, format or "wds", codec, quality)
+
+
+def shard_request(images: ImageSet, layout: Layout, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of a shard folder that is to hold ``images``; ``origin`` says where they come from."""
+    first = {"n": len(images), "shape": list(images.shape), "classes": images.classes}
+    return {**first, **layout.to_json(), **origin, "synthfast": __version__}
+
+
+def origin_of(images: ImageSet, source: str, selection: Selection | None = None) -> dict[str, Any]:
+    """Where images come from, as JSON values: name and fingerprint, the selection's hash, the request of shards."""
+    origin: dict[str, Any] = {"source": {"name": source, "fingerprint": images.fingerprint()}}
+    if selection is not None:
+        origin["selection"] = selection.sha256
+    if isinstance(images, ShardSet):
+        origin["original"] = images.manifest.request.values
+    return origin
+
+
+def copy_to_shards(
+    images: ImageSet,
+    out: str | Path,
+    request: Mapping[str, Any],
+    *,
+    options: Mapping[str, str],
+    report: Report | None = None,
+) -> Copied:
+    """Write ``images`` into the shard folder ``out``, or complete what an earlier run of the same request began.
+
+    They are read in order. ``options``: what the command line calls the keys of the request.
+    """
+    with ShardFolder.create_or_resume(out, request, options=options) as folder:
+        pending = list(folder.pending())
+        made, total = 0, len(images)
+        kept = total - sum(span.count for span in pending)
+        tell = report or (lambda done, total: None)
+        tell(kept, total)
+        for span in pending:
+            with folder.writer(span.index) as writer:
+                for rows in chunks(images, span.first, span.first + span.count):
+                    writer.append(images.read(rows), None if images.labels is None else images.labels[rows])
+                    made += len(rows)
+                    tell(kept + made, total)
+                writer.commit()
+        folder.finish()
+    return Copied(str(out), kept, made)
+
+
+def chunks(images: ImageSet, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """The numbers ``first`` to ``stop - 1`` (all of them by default), int64, as many at a time as CHUNK_BYTES hold."""
+    stop = len(images) if stop is None else stop
+    size = max(1, CHUNK_BYTES // int(np.prod(images.shape)))
+    return (np.arange(start, min(start + size, stop)) for start in range(first, stop, size))

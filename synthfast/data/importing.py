@@ -1,0 +1,59 @@
+"""``synthfast shards import``: images from any source into a shard folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synthfast.config import ImportConfig
+from synthfast.data.copying import Copied, Layout, Report, copy_to_shards, origin_of, shard_request
+from synthfast.data.images import ImageSet
+from synthfast.data.npz_stream import NpzStream
+from synthfast.data.sources import open_images
+from synthfast.errors import UsageError
+
+OPTIONS = {
+    "n": "SOURCE (its images)",
+    "shape": "SOURCE (its image shape)",
+    "classes": "--classes",
+    "shard_size": "--shard-size",
+    "format": "--format",
+    "codec": "--codec",
+    "quality": "--quality",
+    "source.name": "SOURCE",
+    "source.fingerprint": "SOURCE (its images)",
+    "synthfast": "the version of synthfast",
+}
+
+
+def import_images(config: ImportConfig, report: Report | None = None) -> Copied:
+    """Write the images of ``config.source`` into the shard folder ``config.out``, or complete what an earlier run began.
+
+    Pixels and labels stay exactly as they are, unless ``config.image_size`` or the jpg codec change the pixels. The manifest's
+    request names the source and its fingerprint; that of a shard folder also the request that it was made for.
+
+    Raises:
+        UsageError: no such source, or a folder that was made from another.
+        SynthfastError: damaged or hostile data, or a disk at fault.
+    """
+    images = _open(config)
+    layout = Layout(config.shard_size, config.format, config.codec, config.quality)
+    request = shard_request(images, layout, origin_of(images, config.source[0]))
+    return copy_to_shards(images, str(config.out), request, options=OPTIONS, report=report)
+
+
+def _open(config: ImportConfig) -> ImageSet:
+    source = config.source[0]
+    if source.startswith("npz:") and config.image_size is None:
+        images: ImageSet = NpzStream(Path(source.removeprefix("npz:")), source)  # read once, in order, however large
+    else:
+        images = open_images(
+            source, data_dir=Path(config.data_dir), download=config.download, image_size=config.image_size
+        )
+    if config.classes is not None and config.classes != images.classes:
+        if images.labels is None:
+            raise UsageError(f"--classes {config.classes}: {source} has no labels; leave it out")
+        found = int(images.labels.max()) + 1
+        if found > config.classes:
+            raise UsageError(f"--classes {config.classes}: {source} has labels up to {found - 1}; raise it")
+        images.classes = config.classes
+    return images
