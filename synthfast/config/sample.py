@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from synthfast.config.fields import option, require, require_seed
+from synthfast.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class SampleConfig:
     seed: int = option(0, "Image i depends on the seed and i alone.")
     batch_size: int | None = option(None, "Images in one network call; 128 on a CPU and 1,024 on a GPU if not given.")
     shard_size: int = option(10_000, "Images in a shard, the unit of work that an interruption can lose.")
+    format: str | None = option(
+        None,
+        "npy (arrays) or wds (WebDataset tars with an index for DALI); npy up to 64x64 pixels and wds above if not given.",
+        choices=("npy", "wds"),
+    )
+    codec: str | None = option(None, "wds: png (lossless) or jpg; png if not given.", choices=("png", "jpg"))
+    quality: int | None = option(
+        None,
+        "jpg: 1 to 100; 95 if not given. From 90 on colours keep their full resolution (4:4:4), below it half (4:2:0).",
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option(
         "fp32", "Arithmetic of the network; the solver always computes in float32.", choices=("fp32", "bf16", "fp16")
@@ -60,5 +71,12 @@ class SampleConfig:
         require(self.n >= 1, "--n", self.n, "a whole number of at least 1")
         require(self.shard_size >= 1, "--shard-size", self.shard_size, "a whole number of at least 1")
         require(self.batch_size is None or self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        require(
+            self.quality is None or 1 <= self.quality <= 100, "--quality", self.quality, "a whole number from 1 to 100"
+        )
+        if self.quality is not None and self.codec != "jpg":
+            raise UsageError(f"--quality {self.quality}: is for jpg; add --codec jpg, or leave it out")
+        if self.codec is not None and self.format == "npy":
+            raise UsageError(f"--codec {self.codec}: npy stores plain pixels; write --format wds, or leave it out")
         require_seed(self.seed)
         require(self.guidance is None or math.isfinite(self.guidance), "--guidance", self.guidance, "a finite number")

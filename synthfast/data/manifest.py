@@ -11,7 +11,8 @@
 ``n``, ``shape``, ``classes`` (null: no labels) and ``shard_size`` mean something here: which shard holds which images.
 
 A folder of WebDataset tars is format 2. Its request has ``"format": "wds"``, ``"codec": "png"`` or ``"jpg"`` and for jpg
-``"quality"``, and a shard has, instead of ``images``, a ``tar`` and its ``tar_index``: ``shard-000000.tar``, ``shard-000000.idx``.
+``"quality"``, and a shard has, instead of ``images``, a ``tar`` and its ``tar_index``: ``shard-000000.tar`` and
+``shard-000000.idx``.
 
 While the folder is being written ``complete`` is false, ``shards`` is empty, and each finished shard has its entry in
 a file of its own, ``shard-000000.json``. Nothing in the manifest depends on the time, so equal requests leave equal

@@ -16,8 +16,10 @@ from torch import Tensor
 from synthfast import __version__, ops
 from synthfast.config import SampleConfig
 from synthfast.data import ShardFolder, ShardSet
+from synthfast.data.codec import DEFAULT_QUALITY
 from synthfast.data.grids import write_grid
 from synthfast.data.manifest import Span
+from synthfast.data.png import COLOUR_TYPES
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import in_order
@@ -26,6 +28,8 @@ from synthfast.sampling.labels import LabelPlan
 
 PREVIEW = "preview.png"
 _PREVIEW_ROWS = 8
+_LARGEST_NPY = 64  # pixels on a side: larger images are written as tars unless the user says otherwise
+_STORAGE_KEYS = ("format", "codec", "quality")
 # What the manifest's keys are called on the command line, for the message about a folder made by another command.
 _OPTIONS = {
     "n": "--n",
@@ -37,6 +41,9 @@ _OPTIONS = {
     "precision": "--precision",
     "compile": "--compile",
     "device": "--device",
+    "format": "--format",
+    "codec": "--codec",
+    "quality": "--quality",
     "solver.name": "--solver",
     "shape": "--generator (its image shape)",
     "classes": "--generator (its classes)",
@@ -124,6 +131,7 @@ def _request(config: SampleConfig, generator: Generator, batch_size: int, device
         "seed": config.seed,
         "labels": None if generator.classes is None else config.labels,
     }
+    storage = _storage(config, generator)
     last = {
         "batch_size": batch_size,
         "precision": config.precision,
@@ -133,9 +141,26 @@ def _request(config: SampleConfig, generator: Generator, batch_size: int, device
     }
     facts = getattr(generator, "facts", {})
     for key in facts:
-        if key in first or key in last:
+        if key in first or key in last or key in _STORAGE_KEYS:
             raise SynthfastError(f"{generator.name}: its facts have the key '{key}', which the sampler uses; rename it")
-    return {**first, **facts, **last}
+    return {**first, **storage, **facts, **last}
+
+
+def _storage(config: SampleConfig, generator: Generator) -> dict[str, Any]:
+    """The keys of a request that say how images are stored; none for npy."""
+    height, width, channels = generator.shape
+    size = f"{generator.name} makes images of {height}x{width}x{channels}"
+    storable = channels in COLOUR_TYPES
+    wds = max(height, width) > _LARGEST_NPY and storable if config.format is None else config.format == "wds"
+    if not wds:
+        if config.codec is not None:
+            raise UsageError(f"--codec {config.codec}: {size}, which are written as npy; add --format wds")
+        return {}
+    if not storable:
+        raise UsageError(f"--format wds: {size}, expected 1 or 3 channels; use --format npy")
+    if config.codec != "jpg":
+        return {"format": "wds", "codec": "png"}
+    return {"format": "wds", "codec": "jpg", "quality": DEFAULT_QUALITY if config.quality is None else config.quality}
 
 
 def _open(path: Path, request: dict[str, Any], options: dict[str, str], ranks: Ranks) -> ShardFolder:
