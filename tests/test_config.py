@@ -161,7 +161,14 @@ def test_none_is_a_value_only_where_the_default_is_none():
 
 
 # Where any value of the type would not do.
-OTHER_VALUES = {"fraction": 0.25, "method": "trades", "recipe": "proxy", "momentum": 0.3}
+OTHER_VALUES = {
+    "fraction": 0.25,
+    "method": "trades",
+    "recipe": "proxy",
+    "momentum": 0.3,
+    "format": "wds",
+    "codec": "jpg",
+}
 
 
 def other_value(field: dataclasses.Field, hint: object) -> object:
