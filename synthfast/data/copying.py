@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from synthfast import __version__
-from synthfast.data.images import ImageSet
+from synthfast.data.codec import Codec
+from synthfast.data.images import Chosen, ImageSet, by_part
+from synthfast.data.joined import Joined
 from synthfast.data.selection import Selection
 from synthfast.data.shard_set import ShardSet
 from synthfast.data.shards import ShardFolder
@@ -57,11 +59,11 @@ def layout_of(
 
     UsageError for a codec or a quality that belongs to a format which is neither given nor that of ``images``.
     """
-    had = images.manifest.request.values
-    shard_size = shard_size or had["shard_size"]
+    had = images.manifest.request
+    shard_size = shard_size or had.values["shard_size"]
     if format is None and codec is None:
-        return Layout(shard_size, had.get("format", "npy"), had.get("codec"), had.get("quality"))
-    if format is None and had.get("format", "npy") != "wds":
+        return Layout(shard_size, images.format, images.codec, had.values.get("quality"))
+    if format is None and images.format != "wds":
         raise UsageError(
             f"--codec {codec}: {images.name} holds npy shards, which have no codec; give --format wds with it"
         )
@@ -75,10 +77,13 @@ def shard_request(images: ImageSet, layout: Layout, origin: Mapping[str, Any]) -
 
 
 def origin_of(images: ImageSet, source: str, selection: Selection | None = None) -> dict[str, Any]:
-    """Where images come from, as JSON values: name and fingerprint, the selection's hash, the request of shards."""
+    """Where images come from, as JSON values: name and fingerprint, the selection's hash, whether lossy coding has left its
+    traces, the request of shards."""
     origin: dict[str, Any] = {"source": {"name": source, "fingerprint": images.fingerprint()}}
     if selection is not None:
         origin["selection"] = selection.sha256
+    if images.lossy:
+        origin["lossy"] = True
     if isinstance(images, ShardSet):
         origin["original"] = images.manifest.request.values
     return origin
@@ -94,9 +99,11 @@ def copy_to_shards(
 ) -> Copied:
     """Write ``images`` into the shard folder ``out``, or complete what an earlier run of the same request began.
 
-    They are read in order. ``options``: what the command line calls the keys of the request.
+    They are read in order. Files of tars that are to be stored as they are already are copied, neither decoded nor coded anew.
+    ``options``: what the command line calls the keys of the request.
     """
     with ShardFolder.create_or_resume(out, request, options=options) as folder:
+        files = stored_files(images, folder.request.codec)
         pending = list(folder.pending())
         made, total = 0, len(images)
         kept = total - sum(span.count for span in pending)
@@ -105,12 +112,37 @@ def copy_to_shards(
         for span in pending:
             with folder.writer(span.index) as writer:
                 for rows in chunks(images, span.first, span.first + span.count):
-                    writer.append(images.read(rows), None if images.labels is None else images.labels[rows])
+                    labels = None if images.labels is None else images.labels[rows]
+                    if files is not None:
+                        writer.append_files(files(rows), labels)
+                    else:
+                        writer.append(images.read(rows), labels)
                     made += len(rows)
                     tell(kept + made, total)
                 writer.commit()
         folder.finish()
     return Copied(str(out), kept, made)
+
+
+def stored_files(images: ImageSet, codec: Codec | None) -> Callable[[np.ndarray], list[bytes]] | None:
+    """A function from numbers of images, int64 [k], to their files, where they are all stored by ``codec``; else None."""
+    if codec is not None and isinstance(images, ShardSet):
+        return images.encoded if images.manifest.request.codec == codec else None
+    if isinstance(images, Chosen):
+        files = stored_files(images.images, codec)
+        return None if files is None else lambda rows: files(images.items[rows])
+    if isinstance(images, Joined):
+        parts = [stored_files(part, codec) for part in images.parts]
+        return None if None in parts else lambda rows: _joined_files(images.ends, parts, rows)
+    return None
+
+
+def _joined_files(ends: np.ndarray, parts: list[Callable[[np.ndarray], list[bytes]]], rows: np.ndarray) -> list[bytes]:
+    found = [b""] * len(rows)
+    for number, slots, rows_of_part in by_part(ends, rows):
+        for slot, file in zip(slots.tolist(), parts[number](rows_of_part), strict=True):
+            found[slot] = file
+    return found
 
 
 def chunks(images: ImageSet, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:

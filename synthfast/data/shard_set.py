@@ -48,7 +48,7 @@ class ShardSet(ImageSet):
         allow_open_files(len(shards) + _OTHER_FILES)
         self.format, codec = request.format, request.codec
         self.codec = None if codec is None else codec.name
-        self.lossy = self.codec == "jpg"
+        self.lossy = self.codec == "jpg" or request.values.get("lossy") is True
         every = None if request.classes is None else [_map_labels(self.path, entry) for entry in shards]
         labels = None if every is None else np.concatenate(every)
         self.arrays: list[np.ndarray] = []

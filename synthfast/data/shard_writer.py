@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -61,7 +61,10 @@ class _WdsLayout(_Layout):
         return {"tar": b"", "tar_index": index_head(self.span.count), **self._labels_start()}
 
     def pieces(self, images: np.ndarray, labels: np.ndarray | None) -> Mapping[str, Data]:
-        files = self._codec.encode(images)
+        return self.pieces_of_files(self._codec.encode(images), labels)
+
+    def pieces_of_files(self, files: Sequence[bytes], labels: np.ndarray | None) -> Mapping[str, Data]:
+        """What images add that are coded already."""
         sizes = np.array([len(file) for file in files], np.int64)
         members = Members(self._naming, self._next, sizes, labels, self._place)
         self._next, self._place = self._next + len(files), members.end
@@ -97,9 +100,25 @@ class ShardWriter:
         The files do not depend on how images are cut into batches. Raises SynthfastError if the disk is full or
         refuses; the shard is then aborted.
         """
-        count, classes = len(images), self._request.classes
         if images.dtype != np.uint8 or images.shape[1:] != self._request.shape:
             raise ValueError(f"images must be uint8 [k, *{self._request.shape}], found {images.dtype} {images.shape}")
+        self._check(len(images), labels)
+        if len(images):
+            self._write(self._layout.pieces(np.ascontiguousarray(images), labels))
+        self._written += len(images)
+
+    def append_files(self, files: Sequence[bytes], labels: np.ndarray | None = None) -> None:
+        """Add images that ``request.codec`` has coded already, as they are; labels and errors as in ``append``. For wds only."""
+        if not isinstance(self._layout, _WdsLayout):
+            raise TypeError(f"shard {self.span.index} is of format {self._request.format}, which stores no files")
+        self._check(len(files), labels)
+        if files:
+            self._write(self._layout.pieces_of_files(files, labels))
+        self._written += len(files)
+
+    def _check(self, count: int, labels: np.ndarray | None) -> None:
+        """ValueError unless ``count`` more images and their labels belong into the shard."""
+        classes = self._request.classes
         if self._written + count > self.span.count:
             raise ValueError(f"shard {self.span.index} holds {self.span.count} images, found {self._written + count}")
         if (labels is None) != (classes is None):
@@ -109,9 +128,6 @@ class ShardWriter:
                 raise ValueError(f"labels must be int64 [{count}], found {labels.dtype} {labels.shape}")
             if count and not 0 <= labels.min() <= labels.max() < classes:
                 raise ValueError(f"labels must be in [0, {classes}), found {labels.min()} to {labels.max()}")
-        if count:
-            self._write(self._layout.pieces(np.ascontiguousarray(images), labels))
-        self._written += count
 
     def commit(self) -> ShardEntry:
         """Make the shard durable and visible: its files, then the sidecar that says it is finished."""
