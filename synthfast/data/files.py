@@ -7,7 +7,6 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,12 +14,15 @@ import numpy as np
 
 from synthfast.artifacts import os_error
 from synthfast.data.images import ImageSet
+from synthfast.data.machine import in_slices
 from synthfast.errors import SynthfastError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_TRACELESS = 2  # made smaller by this factor, images have no traces left of the blocks in which jpg codes them
 
 
 class FileImages(ImageSet):
@@ -55,24 +57,40 @@ class FileImages(ImageSet):
         self._root, self._files = root, files
         self._size, self._crop, self._source_size = image_size, crop, source_size
         self._to_rgb = to_rgb
+        self._shrinks = False
         classes = None if class_names is None else len(class_names)
         shape = (1, 1, 1) if not files else self._decode(files[0], None).shape
         super().__init__(name, shape, len(files), labels, classes, class_names)
+        self.lossy = not self._shrinks and self._has_lossy_files()
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape), np.uint8)
-        workers = min(len(indices), _usable_cpus())
 
-        def decode_every(first: int) -> None:
-            for slot in range(first, len(indices), workers):
+        def decode(part: slice) -> None:
+            for slot in range(part.start, part.stop):
                 out[slot] = self._decode(self._files[indices[slot]], self.shape)
 
-        if workers <= 1:
-            decode_every(0)
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(decode_every, range(workers)))
+        in_slices(decode, len(indices))
         return out
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether a file of the set's size and kind (grey or RGB) holds the pixels that ``read`` gives."""
+        return self._crop is None
+
+    def encoded(self, indices: np.ndarray) -> list[bytes]:
+        """The files of the images at ``indices`` (integers [k] in [0, n)), as they are."""
+        found = []
+        for index in indices:
+            path, file = self._open(self._files[index])
+            try:
+                found.append(file.read_bytes() if isinstance(file, Path) else file.read())
+            except OSError as error:
+                raise os_error(path, error) from error
+        return found
+
+    def _has_lossy_files(self) -> bool:
+        return any(file.lower().endswith(LOSSY_SUFFIXES) for file in self._files)
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' relative names, sizes and modification times, and of the shape: nothing is decoded.
@@ -119,6 +137,8 @@ class FileImages(ImageSet):
         if self._crop is not None:
             image = _centre(image, self._crop)
         if self._size is not None:
+            if shape is None:  # the first file
+                self._shrinks = min(image.size) >= _TRACELESS * self._size
             image = _resize(image, self._size)
         pixels = np.asarray(image).reshape(image.height, image.width, -1)
         if shape is not None and pixels.shape != shape:
@@ -214,8 +234,3 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
 
 def _size(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _usable_cpus() -> int:
-    """CPUs this process may run on, which in a container is often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

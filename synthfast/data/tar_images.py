@@ -56,7 +56,9 @@ class TarImages(FileImages):
         self._reading = threading.Lock()
         labels = np.array(self._found.labels, np.int64) if self._found.labels else None
         super().__init__(name, Path(), range(len(self._found.offsets)), labels, image_size=image_size)
-        self.lossy = self._found.lossy
+
+    def _has_lossy_files(self) -> bool:
+        return self._found.lossy
 
     def fingerprint(self) -> str:
         """SHA-256 of the members' headers (names, sizes, times) and of the labels: no image is read."""
