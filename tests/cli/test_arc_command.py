@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -78,47 +73,6 @@ def test_without_options_the_embedded_generator_is_scored(cli):
 def test_wrong_input_is_one_line(cli, arguments, message):
     ran = cli("score", "arc", *arguments, "--device", "cpu")
     assert ran.status == 2 and ran.error.startswith(message) and ran.out == ""
-
-
-def test_killed_and_started_again_gives_the_same(pale, tmp_path):
-    settings = (
-        "--eps",
-        "0:0.5:6",
-        "--steps",
-        150,
-        "--batch-size",
-        32,
-        "-n",
-        200,
-        "--bootstrap",
-        100,
-        "--device",
-        "cpu",
-    )
-    common = ["-m", "synthfast", "score", "arc", "--synthetic", pale, "--discriminator", "linear", *map(str, settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(out):
-        return [sys.executable, *common, "--out", str(out)]
-
-    killed, straight = tmp_path / "killed.json", tmp_path / "straight.json"
-    process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
-    progress, deadline = tmp_path / "killed.json.progress", time.monotonic() + 120
-    while len(list(progress.glob("radius-*.json"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not killed.exists()
-    kept = {path: path.stat().st_mtime_ns for path in progress.glob("radius-*")}
-    for out in (killed, straight):
-        subprocess.run(command(out), env=environment, check=True, capture_output=True)
-    assert len(kept) >= 4 and not progress.exists()
-    found = [json.loads(out.read_text()) for out in (killed, straight)]
-    for result in found:
-        del result["curves"]["arc"]["seconds"]
-    for part in ("config", "metrics", "curves", "images", "warnings"):
-        assert found[0][part] == found[1][part]
 
 
 def test_progress_of_another_command_is_refused(cli, pale, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PATIENCE = 240  # seconds until a process that does nothing is taken for hung
@@ -107,14 +109,15 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture(scope="session")
 def start(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """``start(cwd, "sample", "--n", 3)`` starts a command; ``limit``: of the size of its files in bytes."""
+    """``start(cwd, "sample", "--n", 3)`` starts a command; options: see :mod:`zygote`."""
     numbers, said = itertools.count(), tmp_path_factory.mktemp("said")
 
-    def begin(cwd: Path, *words: object, limit: int | None = None, env: dict[str, str] | None = None) -> Running:
+    def begin(cwd: Path, *words: object, **further: object) -> Running:
         folder = said / str(next(numbers))
         folder.mkdir()
-        names = {name: str(folder / name) for name in ("out", "err")}
-        pid = zygote.ask(run=[str(word) for word in words], cwd=str(cwd), env=env or {}, limit=limit, **names)
+        request = {"env": {}, "limit": None, "fail": None, "audit": None, **further}
+        request |= {name: str(folder / name) for name in ("out", "err")}
+        pid = zygote.ask(run=[str(word) for word in words], cwd=str(cwd), **request)
         return Running(pid, zygote, folder)
 
     return begin
@@ -141,3 +144,116 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, bytes]]:
     return tree
+
+
+FEW = ("--dataset", "npz:few.npz", "--checkpoint-every", 2)
+RANDOM = ("--real", "npz:real.npz", "--synthetic", "npz:fake.npz")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as small as it can be, to be run in a copy of the world: what it writes, and the first thing it does to it.
+
+    words: of the command line, ``--out`` and ``--device`` included.
+    out: what it leaves.
+    locked: the folder or file that it keeps others out of; None where a single file is written at once.
+    sign: a file that shows that it is at work.
+    """
+
+    words: tuple[object, ...]
+    out: str
+    locked: str | None = None
+    sign: str = ""
+
+    @property
+    def line(self) -> tuple[object, ...]:
+        device = () if self.words[0] in ("select", "report") else ("--device", "cpu")
+        return (*self.words, *device, "--out", self.out)
+
+
+COMMANDS = {
+    "sample": Command(
+        ("sample", "-n", 300, "--shard-size", 20, "--batch-size", 10, "--steps", 2, "--labels", "uniform"),
+        *("out", "out", "out/shard-000000.json"),
+    ),
+    "diffusion": Command(
+        ("train", "generator", *FEW, "--steps", 8, "--batch-size", 4), "out", "out", "out/samples-000002.png"
+    ),
+    "gan": Command(
+        ("train", "generator", "--arch", "gan", *FEW, "--steps", 8, "--batch-size", 4),
+        *("out", "out", "out/samples-000002.png"),
+    ),
+    "classifier": Command(
+        ("train", "classifier", *FEW, "--steps", 8, "--batch-size", 8, "--ema", 0.9, "--validation", 20),
+        *("out", "out", "out/config.json"),
+    ),
+    "arc": Command(
+        (
+            *("score", "arc", *RANDOM, "--discriminator", "linear", "--eps", "0:0.5:6", "--steps", 40),
+            *("--batch-size", 32, "--bootstrap", 100),
+        ),
+        *("out.json", "out.json.progress", "out.json.progress/facts.json"),
+    ),
+    "robust": Command(
+        (
+            *("score", "robust", "--classifier", "classifier", "--dataset", "npz:few.npz", "--attack", "pgd"),
+            *("--attack-steps", 40, "--eps", 0.1, "--batch-size", 4),
+        ),
+        *("out.json", "out.json.progress", "out.json.progress/00-00000000"),
+    ),
+    "accuracy": Command(("score", "accuracy", "--classifier", "classifier", "--dataset", "npz:few.npz"), "out.json"),
+    "fid": Command(("score", "fid", *RANDOM), "out.json"),
+    "prdc": Command(("score", "prdc", *RANDOM), "out.json"),
+    "samples": Command(
+        ("score", "samples", "--synthetic", "shards", "--scores", "density,memorization", "--scores-folder", "mine"),
+        *("out.json", "mine", "mine/.tmp-density_distance.npy"),
+    ),
+    "select": Command(("select", "shards", "--by", "density", "--low-density", 1), "out.npy", "out.npy"),
+    "rank": Command(
+        (
+            *("rank", "shards", "two=digits", "--samples", 60, "--steps", 3, "--seeds", 1, "--eps", 0.1),
+            *("--attack-steps", 2, "--batch-size", 16, "-n", 40, "--arc", "arc.toml"),
+        ),
+        *("out", "out", "out/shards/arc-result.json.progress/facts.json"),
+    ),
+    "inflection": Command(
+        (
+            *("inflection", "--synthetic", "shards", "--counts", 40, "--seeds", 1, "--methods", "standard"),
+            *("--steps", 4, "--batch-size", 32, "--attack-steps", 2, "--eps", 0.1, "-n", 20),
+        ),
+        *("out", "out", "out/standard-real-seed-0/config.json"),
+    ),
+    "report": Command(("report", "arc.json"), "out.html"),
+}
+
+
+@pytest.fixture(scope="session")
+def commands() -> dict[str, Command]:
+    return COMMANDS
+
+
+@pytest.fixture(scope="session")
+def world(run: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands read: images, a scored shard folder, a classifier, a result."""
+    folder, draw = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+    for name, count, low, high in (("few", 60, 0, 256), ("real", 200, 50, 256), ("fake", 200, 0, 200)):
+        images = draw.integers(low, high, (count, 8, 8), np.uint8)
+        np.savez(folder / f"{name}.npz", image=images, label=np.arange(count) % 2)
+    (folder / "arc.toml").write_text("radii = 2\nsteps = 25\nmeasure_steps = 3\nrestarts = 1\nbootstrap = 100\n")
+    training = COMMANDS["classifier"].words
+    for words in (
+        ("sample", "-n", 60, "--shard-size", 40, "--steps", 1, "--device", "cpu", "--out", "shards"),
+        ("score", "samples", "--synthetic", "shards", "--scores", "density", "--device", "cpu"),
+        (*training, "--device", "cpu", "--out", "classifier"),
+        (*COMMANDS["arc"].words, "--device", "cpu", "--out", "arc.json"),
+    ):
+        ran = run(folder, *words)
+        assert ran.status == 0, ran.err
+    (folder / "arc.png").unlink()
+    return folder
+
+
+@pytest.fixture
+def copy(world: Path, tmp_path: Path) -> Path:
+    """A copy of the world of a test's own."""
+    return Path(shutil.copytree(world, tmp_path / "copy"))

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -31,28 +30,7 @@ from synthfast.training.state import STATE_FILE, load_notes
 
 KILLS = int(os.environ.get("SYNTHFAST_SOAK", "3"))
 PATIENCE = 240
-SAMPLE = ("sample", "-n", 300, "--shard-size", 20, "--batch-size", 10, "--steps", 2, "--labels", "uniform")
-TRAINING = ("--dataset", "npz:few.npz", "--steps", 8, "--checkpoint-every", 2)
-JOBS = {
-    "sample": SAMPLE,
-    "diffusion": ("train", "generator", *TRAINING, "--batch-size", 4),
-    "gan": ("train", "generator", "--arch", "gan", *TRAINING, "--batch-size", 4),
-    "classifier": ("train", "classifier", *TRAINING, "--batch-size", 8, "--ema", 0.9, "--validation", 20),
-    "arc": (
-        *("score", "arc", "--real", "npz:real.npz", "--synthetic", "npz:fake.npz", "--discriminator", "linear"),
-        *("--eps", "0:0.5:6", "--steps", 40, "--batch-size", 32, "--bootstrap", 100),
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    """A folder with the images that the jobs read."""
-    folder, draw = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
-    for name, count, low, high in (("few", 60, 0, 256), ("real", 200, 50, 256), ("fake", 200, 0, 200)):
-        images = draw.integers(low, high, (count, 8, 8), np.uint8)
-        np.savez(folder / f"{name}.npz", image=images, label=np.arange(count) % 2)
-    return folder
+KILLED = ("sample", "diffusion", "gan", "classifier", "arc")
 
 
 @dataclass(frozen=True)
@@ -90,41 +68,31 @@ def differences(found: dict[str, object], expected: dict[str, object]) -> list[s
 
 
 @pytest.fixture(scope="module")
-def reference(run, inputs, contents, tmp_path_factory):
-    """``reference("sample")``: each job once, undisturbed."""
+def reference(run, commands, world, contents, tmp_path_factory):
+    """``reference("sample")``: each command once, undisturbed."""
     made: dict[str, Reference] = {}
 
     def get(name: str) -> Reference:
         if name not in made:
-            folder = prepared(inputs, tmp_path_factory.mktemp(name))
+            folder = Path(shutil.copytree(world, tmp_path_factory.mktemp(name) / "copy"))
             begin = time.monotonic()
-            ran = run(folder, *JOBS[name], "--device", "cpu", "--out", out_of(name))
+            ran = run(folder, *commands[name].line)
             assert ran.status == 0, ran.err
-            made[name] = Reference(comparable(results(folder, contents)), time.monotonic() - begin)
+            made[name] = Reference(comparable(results(folder, world, contents)), time.monotonic() - begin)
         return made[name]
 
     return get
 
 
-def out_of(name: str) -> str:
-    return "out.json" if name == "arc" else "out"
+def results(folder: Path, world: Path, contents) -> dict[str, bytes]:
+    """What a copy of the world holds beyond it."""
+    given = contents(world).keys()
+    return {name: data for name, data in contents(folder).items() if name not in given}
 
 
-def prepared(inputs: Path, folder: Path) -> Path:
-    """A working folder with the inputs in it."""
-    folder.mkdir(exist_ok=True)
-    for path in inputs.iterdir():
-        shutil.copyfile(path, folder / path.name)
-    return folder
-
-
-def results(folder: Path, contents) -> dict[str, bytes]:
-    return {name: data for name, data in contents(folder).items() if not name.endswith(".npz")}
-
-
-def clear(folder: Path) -> None:
+def clear(folder: Path, world: Path) -> None:
     for path in folder.iterdir():
-        if path.suffix != ".npz":
+        if not (world / path.name).exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -151,22 +119,20 @@ def nothing_half_done(folder: Path) -> None:
             json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
-    start, run, reference, inputs, contents, tmp_path, name
+    start, run, commands, world, reference, contents, copy, name
 ):
-    expected = reference(name)
-    folder = prepared(inputs, tmp_path / "work")
-    words, told = (*JOBS[name], "--device", "cpu", "--out", out_of(name)), []
+    expected, words, told = reference(name), commands[name].line, []
 
     def compare(ran) -> None:
         assert ran.status == 0, (told, ran.err)
-        assert differences(comparable(results(folder, contents)), expected.left) == [], told
+        assert differences(comparable(results(copy, world, contents)), expected.left) == [], told
 
     seconds = expected.seconds
     for part in moments(name):
         for attempt in range(5):
-            running = start(folder, *words)
+            running = start(copy, *words)
             while time.monotonic() - running.started < part * seconds and not running.ended:
                 time.sleep(0.001)
             if not running.ended:
@@ -174,14 +140,14 @@ def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
             if attempt:  # a whole run, and quicker than the first one
                 seconds = time.monotonic() - running.started
             compare(running.wait())
-            clear(folder)
+            clear(copy, world)
         else:
             pytest.fail(f"five runs ended within {part * seconds:.3f} s, the first took {expected.seconds:.3f} s")
         running.kill()
-        left = sorted(results(folder, contents))
+        left = sorted(results(copy, world, contents))
         told.append(f"killed after {part * seconds:.3f} s of {seconds:.3f}, which left {left}")
-        nothing_half_done(folder)
-    compare(run(folder, *words))
+        nothing_half_done(copy)
+    compare(run(copy, *words))
     print(*told, sep="\n")
 
 
@@ -208,8 +174,8 @@ def gone(pid: int) -> bool:
 class TwoRanks:
     """``synthfast sample`` by torchrun on two ranks, as a user starts it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder / "out"
+    def __init__(self, folder: Path, words: tuple[object, ...]) -> None:
+        self.folder, self.words, self.out = folder, words, folder / "out"
 
     def start(self) -> subprocess.Popen[str]:
         with socket.socket() as probe:
@@ -217,7 +183,7 @@ class TwoRanks:
             port = str(probe.getsockname()[1])
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
         return subprocess.Popen(
-            [*launcher, "-m", "synthfast", *map(str, SAMPLE), "--device", "cpu", "--out", "out"],
+            [*launcher, "-m", "synthfast", *map(str, self.words)],
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -249,15 +215,15 @@ def kill(process: subprocess.Popen[str], whom: str) -> str:
     return said
 
 
-def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(reference, contents, tmp_path):
+def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(commands, world, reference, contents, tmp_path):
     """All of the launch, the launcher alone (its ranks then end by themselves) or a single rank."""
-    expected, ranks, told = reference("sample").left, TwoRanks(tmp_path), []
+    expected, ranks, told = reference("sample").left, TwoRanks(tmp_path, commands["sample"].line), []
 
     def compare(process: subprocess.Popen[str]) -> None:
         output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, (told, errors)
         assert output.count("images/s") <= 1  # one rank speaks for both
-        assert differences(comparable(results(tmp_path, contents)), expected) == [], told
+        assert differences(comparable(results(tmp_path, world, contents)), expected) == [], told
 
     begin = time.monotonic()
     process = ranks.start()
@@ -265,26 +231,27 @@ def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(reference, cont
     startup = time.monotonic() - begin
     compare(process)
     working = time.monotonic() - begin - startup
-    clear(tmp_path)
+    clear(tmp_path, world)
     draw = random.Random(2)
     for number, part in enumerate(moments("two ranks")):
         whom = ("all", "launcher", "a rank")[number % 3]
         at_work = draw.random() < 0.75
-        for _ in range(5):
+        for attempt in range(5):
+            moment = 0.8**attempt * part * (working if at_work else startup)
             process = ranks.start()
             if at_work:
                 ranks.wait_for_work(process)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(part * (working if at_work else startup))
+                process.wait(moment)
             if process.poll() is None:
                 break
             compare(process)
-            clear(tmp_path)
+            clear(tmp_path, world)
         else:
-            pytest.fail("five runs ended before they could be killed")
+            pytest.fail(f"five runs ended before they could be killed, the last one within {moment:.3f} s")
         kill(process, whom)
-        left = sorted(results(tmp_path, contents))
-        told.append(f"{whom} killed {part:.2f} of the way {'at work' if at_work else 'at the start'}, left {left}")
+        left = sorted(results(tmp_path, world, contents))
+        told.append(f"{whom} killed {moment:.3f} s after {'the first shard' if at_work else 'the start'}, left {left}")
         nothing_half_done(tmp_path)
     compare(ranks.start())
     print(*told, sep="\n")

@@ -1,8 +1,10 @@
 """Runs synthfast commands in forked processes: torch is imported once for all of them, and kills hit the work.
 
 Reads a JSON object a line and answers with a number a line, the first when it is ready. {"run": [words], "cwd", "out", "err",
-"env", "limit"} starts a command in a session of its own, its output in files, and gives its process number; {"wait": number}
-gives its exit status, negative for a signal.
+"env", ...} starts a command in a session of its own, its output in files, and gives its process number; {"wait": number} gives
+its exit status, negative for a signal. Further keys of a run, null for none: "limit", of the size of files in bytes; "fail",
+[name of a function of os, errno, how many calls succeed before]; "audit", a file for the paths that Python opens for writing,
+makes, renames and removes.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import json
 import os
 import resource
 import sys
+import traceback
+
+UNEXPECTED = 70  # exit status of an exception that the command line let through
 
 
 def run(request: dict) -> None:
@@ -22,24 +27,60 @@ def run(request: dict) -> None:
         file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(file, number)
         os.close(file)
+    seen = watch() if request["audit"] else None
+    if request["fail"]:
+        fail(*request["fail"])
     if request["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     from synthfast.cli.main import main
 
+    status = 0
     try:
         main(request["run"])
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        status = 70  # an exception that the command line let through
-    else:
-        status = 0
+        status = UNEXPECTED
     sys.stdout.flush()
     sys.stderr.flush()
+    if seen is not None:
+        with open(request["audit"], "w") as file:
+            json.dump(sorted(seen), file)
     os._exit(status)
+
+
+def fail(name: str, number: int, before: int) -> None:
+    """Make a function of os raise an error from its call number ``before`` (from 0) on."""
+    real, calls = getattr(os, name), 0
+
+    def wrapped(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls > before:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **options)
+
+    setattr(os, name, wrapped)
+
+
+def watch() -> set[str]:
+    """The absolute paths of all that is opened for writing, made, renamed or removed from now on."""
+    seen: set[str] = set()
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, (str, bytes, os.PathLike)) and isinstance(flags, int) and flags & writing:
+                seen.add(os.path.abspath(os.fsdecode(path)))
+        elif event in changes:
+            paths = (each for each in arguments if isinstance(each, (str, bytes, os.PathLike)))
+            seen.update(os.path.abspath(os.fsdecode(path)) for path in paths)
+
+    sys.addaudithook(hook)
+    return seen
 
 
 def serve() -> None:
