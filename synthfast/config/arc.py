@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synthfast.config.fields import option, require, require_optimizer, require_seed
+from synthfast.config.fields import allow_lossy_option, option, require, require_optimizer, require_seed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ArcConfig:
         None, "Draw the curve here; beside --out, with the ending .png, if not given.", metavar="FILE"
     )
     seed: int = option(0, "Of the split, the networks, the attacks and the draws.")
+    allow_lossy: bool = allow_lossy_option()
     image_size: int | None = option(None, "Side that celeba, imagenet (64 if not given) and folders are resized to.")
     data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")

@@ -14,6 +14,12 @@ def option(default: Any, text: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": text, **extra})
 
 
+def allow_lossy_option() -> Any:
+    return option(
+        False, "Compare images that were stored as jpg or webp with lossless ones, though scores see the traces of the coding."
+    )
+
+
 DEFAULT_RADIUS = {"linf": 8 / 255, "l2": 0.5}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synthfast.config.fields import option, require, require_seed
+from synthfast.config.fields import allow_lossy_option, option, require, require_seed
 from synthfast.errors import UsageError
 
 
@@ -31,6 +31,7 @@ class _MetricConfig:
         None, "Images whose features are computed together; it changes nothing but time and memory."
     )
     seed: int = option(0, "What is drawn for the intervals depends on it.")
+    allow_lossy: bool = allow_lossy_option()
     image_size: int | None = option(None, "Side that celeba, imagenet (64 if not given) and folders are resized to.")
     data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")

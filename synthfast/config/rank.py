@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synthfast.config.evaluation import TrialConfig
-from synthfast.config.fields import option, require
+from synthfast.config.fields import allow_lossy_option, option, require
 from synthfast.errors import UsageError
 
 
@@ -29,6 +29,7 @@ class RankConfig(TrialConfig):
         None, "TOML file with further settings of synthfast score arc (norm, eps, radii, ...).", metavar="FILE"
     )
     features: str | None = option(None, "Features of fid and prdc (see synthfast score fid).", metavar="NAME")
+    allow_lossy: bool = allow_lossy_option()
     out: str = option("runs/rank", "Folder for samples, classifiers, result.json and rank.png.", metavar="DIR")
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from synthfast.config.fields import flag, option, require, require_seed
+from synthfast.config.fields import allow_lossy_option, flag, option, require, require_seed
 from synthfast.errors import UsageError
 
 SAMPLE_SCORES = ("discriminator", "density", "confidence", "memorization")
@@ -55,6 +55,7 @@ class SamplesConfig:
         None, "Images scored together; 256 on a CPU and 1024 on a GPU if not given. Rounding depends on it."
     )
     seed: int = option(0, "Discriminators and attacks depend on it.")
+    allow_lossy: bool = allow_lossy_option()
     image_size: int | None = option(None, "Side that real images without a fixed size are resized to.")
     data_dir: str = option("data", "Where data sets lie.", metavar="DIR")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")

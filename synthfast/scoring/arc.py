@@ -40,6 +40,7 @@ from synthfast.scoring.arc_measure import MeasureSettings
 from synthfast.scoring.arc_radii import measure_radii
 from synthfast.scoring.arc_sets import ArcSets, split_sets
 from synthfast.scoring.arc_store import Measured, Store
+from synthfast.scoring.coding import require_same_coding
 from synthfast.scoring.discriminator import (
     DiscriminatorSettings,
     TrainingSets,
@@ -51,7 +52,7 @@ from synthfast.scoring.embedded import embedded_images
 from synthfast.training.loop import flips
 
 # What says where results go and how they are shown, and so is not part of what decided them.
-_FREE = ("out", "json", "figure", "data_dir", "device")
+_FREE = ("out", "json", "figure", "data_dir", "device", "allow_lossy")
 _POINT, _POINTS = (
     0.01,
     0.02,
@@ -338,6 +339,7 @@ def arc_result(
             synthetic = embedded_images(real, config.seed, ranks.device)
         else:
             synthetic = open_images(config.synthetic, **where)
+    require_same_coding(real, synthetic, allow=config.allow_lossy)
     if config.per_class and (real.labels is None or synthetic.labels is None or real.classes != synthetic.classes):
         raise UsageError(
             f"--per-class: expected labels of the same classes in {real.name} and {synthetic.name}, found {real.classes} and "

@@ -24,6 +24,7 @@ from synthfast.errors import UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import Frozen, freeze
 from synthfast.parallel import in_order
+from synthfast.scoring.coding import require_same_coding
 from synthfast.scoring.discriminator import (
     DiscriminatorSettings,
     TrainingSets,
@@ -66,6 +67,7 @@ class Sources:
                     f"{option} {source}: expected images {list(self._images.shape)} like {self._images.name}, found "
                     f"{list(found.shape)}; choose a source that fits"
                 )
+            require_same_coding(found, self._images, allow=config.allow_lossy)
             self._known[source] = found, found.fingerprint()
         self.opened[role] = self._known[source][0]
         return self._known[source]

@@ -16,6 +16,7 @@ from synthfast.data import Chosen, ImageSet, open_images
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.result import result_json
+from synthfast.scoring.coding import require_same_coding
 from synthfast.scoring.embedded import embedded_images
 from synthfast.scoring.features import Features, load_features
 from synthfast.scoring.frechet import fid_scores
@@ -38,7 +39,7 @@ _LEAST = 2 * PARTS  # images that FID needs of each kind: two in each part
 _MOST = 4096  # features that FID takes: the moments of its parts need 200 d^2 bytes
 _SUBSET = 1000  # images in a subset of KID
 # What says where results go and how they are made, and so is not part of what decided them.
-_FREE = ("out", "json", "data_dir", "device", "allow_pickle", "save_stats", "batch_size")
+_FREE = ("out", "json", "data_dir", "device", "allow_pickle", "allow_lossy", "save_stats", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def _open(config: FidConfig | PrdcConfig, ranks: Ranks, synthetic: ImageSet | No
     elif synthetic is None:
         synthetic = open_images(config.synthetic, **where)
     if real is not None:
+        require_same_coding(real, synthetic, allow=config.allow_lossy)
         if real.shape != synthetic.shape:
             raise UsageError(
                 f"{synthetic.name}: expected images {_times(real.shape)} like {real.name}, found {_times(synthetic.shape)}; "

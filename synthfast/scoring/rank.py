@@ -41,16 +41,29 @@ from synthfast.evaluation.score import make_attacks
 from synthfast.evaluation.trial import kept, train_and_test, training_settings
 from synthfast.sampling import Generator, generate, load_generator
 from synthfast.scoring.arc import arc_result, progress_folder
+from synthfast.scoring.coding import require_same_coding
 from synthfast.scoring.correlation import Measured, rank_correlations
 from synthfast.scoring.features import load_features
 from synthfast.scoring.metrics import fid_result, prdc_result
 from synthfast.scoring.moments import PARTS
 from synthfast.scoring.names import METRICS, SCORES, TARGET
 
-_FREE = ("out", "json", "data_dir", "device")  # where results go and how they are shown
+_FREE = ("out", "json", "data_dir", "device", "allow_lossy")  # where results go and how they are shown
 _TAKEN = ("real", "test", "result.json", "rank.png")  # names of inputs and files of the result
 _NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
-_SET_HERE = ("real", "synthetic", "n", "seed", "out", "json", "figure", "data_dir", "device", "image_size")
+_SET_HERE = (
+    "real",
+    "synthetic",
+    "n",
+    "seed",
+    "out",
+    "json",
+    "figure",
+    "data_dir",
+    "device",
+    "image_size",
+    "allow_lossy",
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +202,8 @@ def _check(sources: Sequence[Source], config: RankConfig, real: ImageSet, test: 
                 f"{source.spec}: expected labelled images {list(test.shape)} in {test.classes} classes like {test.name}, "
                 f"found {list(offered.shape)} in {classes}; choose sources that fit"
             )
+        sampled = offered if isinstance(offered, ShardSet) else source.spec
+        require_same_coding(real, sampled, allow=config.allow_lossy)
 
 
 def _arc_settings(config: RankConfig) -> dict[str, Any]:
@@ -240,6 +255,7 @@ def _scores(
         "data_dir": config.data_dir,
         "device": config.device,
         "image_size": config.image_size,
+        "allow_lossy": config.allow_lossy,
     }
     by = {} if config.features is None else {"features": config.features}
     features = load_features(config.features, images.shape, ranks.device).fingerprint

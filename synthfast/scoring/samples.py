@@ -21,7 +21,7 @@ from synthfast.scoring.groups import Grouping, read_groups, summarize
 from synthfast.scoring.image_scores import SCORERS, Scorer, Sources, Tell
 from synthfast.selection.score_files import ScoreFolder
 
-_FREE = ("out", "json", "data_dir", "device", "scores_folder")
+_FREE = ("out", "json", "data_dir", "device", "scores_folder", "allow_lossy")
 _CHUNK = 8192  # images between two pieces of a file
 
 
