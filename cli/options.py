@@ -85,7 +85,14 @@ def _option(item: dataclasses.Field, hint: Any) -> Callable[[Callable], Callable
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if typing.get_origin(kind) is tuple:
-        return click.option(flag, multiple=True, help=text, metavar=item.metadata.get("metavar"))
+        of_numbers = typing.get_args(kind)[0] is float
+        return click.option(
+            flag,
+            multiple=True,
+            type=_Float() if of_numbers else click.STRING,
+            help=text,
+            metavar=item.metadata.get("metavar"),
+        )
     choices = item.metadata.get("choices")
     click_type = click.Choice(choices) if choices else {int: click.INT, float: _Float(), str: click.STRING}[kind]
     names = [item.metadata["short"], flag] if "short" in item.metadata else [flag]

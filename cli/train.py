@@ -77,4 +77,4 @@ def classifier(config: ClassifierConfig) -> None:
 def _done(result: Trained) -> str:
     if result.made == 0:
         return f"all {result.steps:,} steps are done already"
-    return f"{result.steps:,} steps, last loss {result.loss:.4f}"
+    return f"{result.steps:,} steps, last loss {result.loss:.4f}, images by the {result.loader} loader"

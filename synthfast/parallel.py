@@ -40,3 +40,19 @@ def in_order(make: Callable[[Part], Done], parts: Iterable[Part], threads: int) 
             for future in waiting:
                 future.cancel()
             torch.set_num_threads(threads)  # the workers' setting is also the default of threads started later
+
+
+def prefetch(make: Callable[[int], Done], first: int, last: int, ahead: int = 2) -> Iterator[Done]:
+    """``make(first)`` to ``make(last - 1)`` in order, computed by one background thread up to ``ahead`` items early."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque[Future[Done]] = collections.deque()
+        step = first
+        try:
+            while waiting or step < last:
+                while step < last and len(waiting) <= ahead:
+                    waiting.append(pool.submit(make, step))
+                    step += 1
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

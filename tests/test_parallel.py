@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from synthfast.errors import SynthfastError
-from synthfast.parallel import in_order
+from synthfast.parallel import in_order, prefetch
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -49,3 +49,64 @@ def test_a_part_has_one_thread_and_the_setting_comes_back():
     assert list(in_order(lambda _: torch.get_num_threads(), range(5), 2)) == [1] * 5
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
+
+
+def test_prefetched_items_come_in_order_and_few_ahead():
+    made, lock = [], threading.Lock()
+
+    def make(step: int) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        with lock:
+            made.append(step)
+        return step
+
+    for taken, step in enumerate(prefetch(make, 3, 20, ahead=2), start=1):
+        assert step == 2 + taken
+        time.sleep(0.003)
+        assert len(made) <= taken + 3
+    assert made == list(range(3, 20))
+
+
+def test_nothing_to_prefetch():
+    assert list(prefetch(int, 5, 5)) == list(prefetch(int, 7, 5)) == []
+
+
+def test_an_error_in_the_background_comes_to_the_reader():
+    def make(step: int) -> int:
+        if step == 2:
+            raise OSError("unreadable")
+        return step
+
+    taken = []
+    with pytest.raises(OSError, match="unreadable"):
+        for step in prefetch(make, 0, 10):
+            taken.append(step)
+    assert taken == [0, 1]
+
+
+def test_a_reader_that_stops_early_stops_the_reading_ahead():
+    made, begun, go = [], threading.Event(), threading.Event()
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            begun.set()
+            assert go.wait(10)
+        return step
+
+    items = prefetch(make, 0, 100, ahead=5)
+    assert next(items) == 0 and begun.wait(10)
+    threading.Timer(0.05, go.set).start()  # close() waits for the item being made
+    items.close()
+    assert made == [0, 1]
+
+
+def test_a_reader_that_stops_early_leaves_no_thread():
+    before = threading.active_count()
+    for step in prefetch(lambda step: step, 0, 1_000_000):
+        if step == 3:
+            break
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before

@@ -7,7 +7,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from synthfast.config.fields import flag, option, radius, require, require_optimizer, require_seed
+from synthfast.config.fields import (
+    flag,
+    loader_option,
+    option,
+    radius,
+    require,
+    require_optimizer,
+    require_seed,
+    require_workers,
+    workers_option,
+)
 from synthfast.errors import UsageError
 
 ALL_IMAGES = "all"  # in place of a selection
@@ -23,6 +33,12 @@ class ClassifierConfig:
 
     dataset: str = option("digits", "Real images: digits, mnist, cifar10, ..., folder:DIR, npz:FILE or a shard folder.")
     synthetic: tuple[str, ...] = option((), "Folder of synthetic shards; may be given several times.", metavar="DIR")
+    synthetic_weight: tuple[float, ...] = option(
+        (),
+        "How much of a batch's synthetic images a folder gives, in proportion to the others; one for each --synthetic, in their "
+        "order; equal shares if not given.",
+        metavar="W",
+    )
     fraction: float | None = option(
         None, "Share of synthetic images in a batch: 0 uses real ones only, 1 synthetic ones only; 0.5 if not given."
     )
@@ -101,6 +117,8 @@ class ClassifierConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option("auto", "auto is bf16 where the GPU has it, else fp32.", choices=("auto", "fp32", "bf16"))
     compile: bool = option(False, "Train through torch.compile.")
+    loader: str = loader_option()
+    workers: int | None = workers_option()
     checkpoint_every: int = option(500, "Steps between checkpoints, and between validations.")
 
     def __post_init__(self) -> None:
@@ -140,6 +158,13 @@ class ClassifierConfig:
                 f"--selection {' '.join(self.selection)}: expected one for each --synthetic folder, of which there are "
                 f"{len(self.synthetic)}, found {len(self.selection)}; give as many, {ALL_IMAGES} for a whole folder"
             )
+        if self.synthetic_weight and len(self.synthetic_weight) != len(self.synthetic):
+            raise UsageError(
+                f"--synthetic-weight {' '.join(f'{weight:g}' for weight in self.synthetic_weight)}: expected one for each "
+                f"--synthetic folder, of which there are {len(self.synthetic)}, found {len(self.synthetic_weight)}; give as many"
+            )
+        for weight in self.synthetic_weight:
+            require(0 < weight < math.inf, "--synthetic-weight", weight, "a positive number")
         require(
             self.synthetic_n is None or self.synthetic_n >= 1,
             "--synthetic-n",
@@ -152,6 +177,7 @@ class ClassifierConfig:
                 raise UsageError(
                     f"{flag(name)} {value}: method {self.method} does not use it; add --method {' or '.join(methods)}"
                 )
+        require_workers(self.workers)
         require_seed(self.seed)
 
     @property

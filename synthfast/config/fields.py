@@ -14,6 +14,29 @@ def option(default: Any, text: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": text, **extra})
 
 
+LOADERS = ("auto", "device", "dali", "torch")
+
+
+def loader_option() -> Any:
+    return option(
+        "auto",
+        "What brings the images, always the same: device (from memory, on a GPU its own), dali (NVIDIA DALI decodes files, on a "
+        "GPU where there is one), torch (worker processes); auto is device for images in arrays, dali or torch for files.",
+        choices=LOADERS,
+    )
+
+
+def workers_option() -> Any:
+    return option(
+        None,
+        "Processes of the torch loader, threads of dali; if not given one for each CPU, and no process where nothing is decoded.",
+    )
+
+
+def require_workers(workers: int | None) -> None:
+    require(workers is None or workers >= 0, "--workers", workers, "a whole number of at least 0")
+
+
 def allow_lossy_option() -> Any:
     return option(
         False, "Compare images that were stored as jpg or webp with lossless ones, though scores see the traces of the coding."

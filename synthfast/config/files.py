@@ -111,11 +111,15 @@ def number(text: str) -> float:
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type: str, int, float, bool, tuple[str, ...], or one of these or None."""
+    """``value`` as the annotated type: str, int, float, bool, tuple[str, ...], tuple[float, ...], or one of these or None."""
     alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in alternatives:
         return None
     kind = next(item for item in alternatives if item is not type(None))
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is float:
+        if isinstance(value, (list, tuple)):
+            return tuple(_checked(float, item, where) for item in value)
+        raise UsageError(f"{where}: expected a list of numbers, found {value!r}")
     if typing.get_origin(kind) is tuple:
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from synthfast.config.fields import flag, option, require, require_seed
+from synthfast.config.fields import (
+    flag,
+    loader_option,
+    option,
+    require,
+    require_seed,
+    require_workers,
+    workers_option,
+)
 from synthfast.errors import UsageError
 
 AUGMENTATIONS = ("colour", "translation", "cutout")
@@ -73,6 +81,8 @@ class GeneratorConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option("auto", "auto is bf16 where the GPU has it, else fp32.", choices=("auto", "fp32", "bf16"))
     compile: bool = option(False, "Train through torch.compile.")
+    loader: str = loader_option()
+    workers: int | None = workers_option()
     checkpoint_every: int = option(500, "Steps between checkpoints.")
 
     def __post_init__(self) -> None:
@@ -84,6 +94,7 @@ class GeneratorConfig:
         self._require("warmup", lambda value: value >= 0, "a whole number of at least 0")
         for name in ("ema", "label_dropout"):
             self._require(name, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+        require_workers(self.workers)
         require_seed(self.seed)
 
     def _require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
@@ -134,6 +145,8 @@ def settled(config: GeneratorConfig) -> GeneratorConfig:
 
 
 def settings(config: GeneratorConfig) -> dict[str, Any]:
-    """The options that the ``arch`` of ``config`` uses, by name; ``arch`` itself aside, which the kind of checkpoint says."""
-    unused = {name for others in _DEFAULTS.values() for name in others} - _DEFAULTS[config.arch].keys() | {"arch"}
+    """The options that the ``arch`` of ``config`` uses, by name; ``arch`` itself aside, which the kind of checkpoint says, and
+    those of loaders, which change nothing."""
+    unused = {name for others in _DEFAULTS.values() for name in others} - _DEFAULTS[config.arch].keys()
+    unused |= {"arch", "loader", "workers"}
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}

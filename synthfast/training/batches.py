@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,33 +9,39 @@ from torch import Tensor
 from synthfast import ops
 from synthfast.data import ImageSet
 
-Batch = TypeVar("Batch")
-
 
 class EpochOrder:
-    """Endless shuffled passes over ``count`` items: position p is item p mod count of pass p div count."""
+    """Endless shuffled passes over ``count`` items: position p is item p mod count of pass p div count.
+
+    The pass that was asked for last is kept in memory, 4 bytes an item (8 from 2^31 items on).
+    """
 
     def __init__(self, count: int, seed: int, stream: int = 0) -> None:
         self.count, self._entropy = count, (seed % 2**64, stream)
-        self._passes: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._kept: tuple[int, np.ndarray] | None = None
 
     def _pass(self, number: int) -> np.ndarray:
-        if number not in self._passes:
-            self._passes[number] = self._draw(np.random.default_rng([*self._entropy, number]))
-            if len(self._passes) > 2:  # a batch touches two passes at most where it is smaller than the set
-                self._passes.popitem(last=False)
-        return self._passes[number]
+        if self._kept is None or self._kept[0] != number:
+            self._kept = None  # before another one is drawn
+            self._kept = number, self._draw(np.random.default_rng([*self._entropy, number]))
+        return self._kept[1]
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
-        """The items of a pass: int64 [count]."""
-        return random.permutation(self.count)
+        """The items of a pass: integers [count]."""
+        return self._shuffled(random)
+
+    def _shuffled(self, random: np.random.Generator) -> np.ndarray:
+        """What ``random.permutation(count)`` gives, in as few bytes as hold it."""
+        items = np.arange(self.count, dtype=np.int32 if self.count < 2**31 else np.int64)
+        random.shuffle(items)
+        return items
 
     def __getitem__(self, positions: slice) -> np.ndarray:
         """The items at positions start to stop: int64 [stop - start]."""
         parts, at = [], positions.start
         while at < positions.stop:
             number, offset = divmod(at, self.count)
-            part = self._pass(number)[offset : offset + positions.stop - at]
+            part = self._pass(number)[offset : offset + positions.stop - at].astype(np.int64)
             parts.append(part)
             at += len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -80,19 +81,3 @@ def flip_half(images: Tensor, index: Tensor, seed: int) -> Tensor:
     """Mirror each of [N, C, H, W] with probability 1/2, decided by (seed, index) alone."""
     uniform = ops.philox_uniform_(torch.empty(len(images), 1, device=images.device), index, seed, ops.Stream.AUGMENT)
     return torch.where((uniform < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
-
-
-def prefetch(make: Callable[[int], Batch], first: int, last: int, ahead: int = 2) -> Iterator[Batch]:
-    """``make(first)`` to ``make(last - 1)`` in order, computed by one background thread up to ``ahead`` items early."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: collections.deque[Future[Batch]] = collections.deque()
-        step = first
-        try:
-            while waiting or step < last:
-                while step < last and len(waiting) <= ahead:
-                    waiting.append(pool.submit(make, step))
-                    step += 1
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

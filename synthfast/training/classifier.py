@@ -15,13 +15,13 @@ from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.attacks.pgd import PGD
 from synthfast.config import ClassifierConfig
 from synthfast.data import ImageSet
+from synthfast.data.loaders import Augment, Batch, Wanted, open_loader, stream
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.classifiers import default_classifier, make_classifier
 from synthfast.models.frozen import freeze
 from synthfast.training import objectives
 from synthfast.training.augment import cutmix
-from synthfast.training.batches import read_batch, to_unit
 from synthfast.training.ema import EMA
 from synthfast.training.loop import (
     PRECISION_NAMES,
@@ -48,8 +48,11 @@ _FREE = (
     "device",
     "compile",
 )
+# Not even noted: loaders change nothing, and of weights the shares are noted, where they are not equal.
+_UNNOTED = ("loader", "workers", "synthetic_weight")
 _OPTIONS = {
     "data": "--dataset or --synthetic (their images)",
+    "synthetic_shares": "--synthetic-weight (images of each folder in a batch)",
     "selected": "--selection (its images)",
     "pseudo_labels": "--pseudo-labels (its weights)",
 }
@@ -82,7 +85,7 @@ def train_classifier(
     return _Job(config, ranks).run(report)
 
 
-class _Job(Job[tuple[Tensor, Tensor]]):
+class _Job(Job):
     def __init__(self, config: ClassifierConfig, ranks: Ranks) -> None:
         self.ranks, self.folder, device = ranks, Path(config.out), ranks.device
         self.config = config
@@ -93,6 +96,13 @@ class _Job(Job[tuple[Tensor, Tensor]]):
             )
         self.data = open_mixture(config, ranks)
         self.config = config = _resolved(config, self.data, device)
+        self.loader = open_loader(
+            config.loader,
+            [images for images, _ in self.data.parts],
+            device,
+            Augment(config.seed, config.crop or 0, bool(config.flip)),
+            workers=config.workers,
+        )
         shape, classes = self.data.reference.shape, self.data.reference.classes
         assert classes is not None
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
@@ -119,7 +129,8 @@ class _Job(Job[tuple[Tensor, Tensor]]):
         share = np.arange(ranks.rank, config.batch_size, ranks.world_size)
         self.positions = np.arange(config.batch_size) if config.cutmix else share
         self.mine = torch.from_numpy(share).to(device) if config.cutmix and ranks.world_size > 1 else None
-        self.facts = {**dataclasses.asdict(config), **self.data.facts}
+        noted = {name: value for name, value in dataclasses.asdict(config).items() if name not in _UNNOTED}
+        self.facts = {**noted, **self.data.facts}
         # Which checkpoint is kept depends on when they are compared.
         free = _FREE if self.data.validation is not None else (*_FREE, "checkpoint_every")
         modules = {"model": self.model} | ({"ema": self.average.module} if self.average else {})
@@ -133,7 +144,8 @@ class _Job(Job[tuple[Tensor, Tensor]]):
     def run(self, report: Callable[[Progress], None] | None) -> Trained:
         loss = self._run(_Passes(self.model), report)
         accuracy, step = self.best or (None, None)
-        return Trained(self.config.steps, self.config.steps - self.first_step, loss, None, accuracy, step)
+        made = self.config.steps - self.first_step
+        return Trained(self.config.steps, made, loss, None, accuracy, step, self.loader.kind)
 
     @property
     def averaged(self) -> nn.Module:
@@ -143,18 +155,15 @@ class _Job(Job[tuple[Tensor, Tensor]]):
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def _read(self, step: int) -> tuple[Tensor, Tensor]:
-        pixels, labels = self.data.read(step, self.positions)
-        if self.ranks.device.type == "cuda":
-            pixels, labels = pixels.pin_memory(), labels.pin_memory()
-        return pixels, labels
+    def _wanted(self, step: int) -> Wanted:
+        return self.data.wanted(step, self.positions)
 
-    def _augmented(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's images in [0, 1], their targets, and their positions in the run, which key all that is random."""
+    def _mixed(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's images, their targets, and their positions in the run, which key all that is random."""
         config, device = self.config, self.ranks.device
         index = torch.from_numpy(step * config.batch_size + self.positions).to(device)
-        x = to_unit(pixels, device, index, config.seed, crop=config.crop or 0, flip=bool(config.flip))
-        targets = labels.to(device, non_blocking=True)
+        x, targets = batch
+        assert targets is not None
         if config.cutmix:
             classes = self.data.reference.classes or 0
             x, targets = cutmix(x, targets, classes, index, config.seed, config.cutmix)
@@ -168,11 +177,11 @@ class _Job(Job[tuple[Tensor, Tensor]]):
         with self._autocast():
             return self.logits(x)
 
-    def _step(self, network: nn.Module, step: int, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _step(self, network: nn.Module, step: int, batch: Batch) -> Tensor:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * rate_factor(config, step)
-        x, targets, index = self._augmented(step, *batch)
+        x, targets, index = self._mixed(step, batch)
         inputs = [x]
         if self.ball is not None:
             self.frozen.refresh()
@@ -212,11 +221,10 @@ class _Job(Job[tuple[Tensor, Tensor]]):
                 return frozen(x).float()
 
         mine, right = np.arange(ranks.rank, len(images), ranks.world_size), 0
-        for first in range(0, len(mine), config.batch_size):
-            items = mine[first : first + config.batch_size]
-            pixels, labels = read_batch(images, items)
-            assert labels is not None
-            x, y = to_unit(pixels, ranks.device), labels.to(ranks.device)
+        parts = [mine[first : first + config.batch_size] for first in range(0, len(mine), config.batch_size)]
+        read = stream(images, parts, ranks.device, Augment(), kind=config.loader, workers=config.workers)
+        for items, (x, y) in zip(parts, read, strict=True):
+            assert y is not None
             if attack is None:
                 right += int((network(x).argmax(1) == y).sum())
             else:

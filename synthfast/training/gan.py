@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from synthfast import ops
 from synthfast.config.generator import AUGMENTATIONS
+from synthfast.data.loaders import Batch, Wanted
 from synthfast.errors import UsageError
 from synthfast.models.gan import Discriminator, Generator, draw_images, latents, small_gan_config
 from synthfast.models.spectral_norm import power_iteration
-from synthfast.training.batches import flip_half, read_batch, to_model
+from synthfast.training.batches import flip_half, to_model
 from synthfast.training.diffaugment import diff_augment
 from synthfast.training.ema import EMA
 from synthfast.training.generator import GeneratorJob
@@ -65,18 +66,18 @@ class GANJob(GeneratorJob):
         # The loop prepares the discriminator for ranks that share a batch; the generator's gradients are averaged here.
         return self._trained(self._run(self.discriminator, report))
 
-    def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _wanted(self, step: int) -> Wanted:
         """The real images of all the discriminator steps, one after the other."""
         firsts = [self._first(step * self.config.d_steps + k) for k in range(self.config.d_steps)]
         parts = [self.order[first : first + self.share] for first in firsts]
-        return read_batch(self.images, np.concatenate(parts))
+        return Wanted((np.concatenate(parts),))
 
-    def _step(self, network: nn.Module, step: int, batch: tuple[Tensor, Tensor | None]) -> Tensor:
+    def _step(self, network: nn.Module, step: int, batch: Batch) -> Tensor:
         config, device = self.config, self.ranks.device
-        real = to_model(batch[0], device).split(self.share)
+        real = to_model(batch.images, device).split(self.share)
         labels: list[Tensor | None] = [None] * config.d_steps
-        if self.classes is not None and batch[1] is not None:
-            labels = list(batch[1].to(device, non_blocking=True).split(self.share))
+        if self.classes is not None and batch.labels is not None:
+            labels = list(batch.labels.split(self.share))
         losses = []
         for k in range(config.d_steps):
             first = self._first(step * config.d_steps + k)

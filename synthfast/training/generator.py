@@ -15,11 +15,12 @@ from synthfast.artifacts import make_checkpoint_folder, save_checkpoint
 from synthfast.config import GeneratorConfig
 from synthfast.config.generator import settings, settled
 from synthfast.data.grids import write_grid
+from synthfast.data.loaders import Batch, Wanted, open_loader
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.unet import UNet2D
 from synthfast.models.unet_config import small_unet_config
-from synthfast.training.batches import EpochOrder, flip_half, read_batch, to_model
+from synthfast.training.batches import EpochOrder, flip_half, to_model
 from synthfast.training.ema import EMA
 from synthfast.training.loop import PRECISION_NAMES, Job, Progress, Trained, flips, open_in_turn, pick_precision
 from synthfast.training.state import load_state, save_state
@@ -53,7 +54,7 @@ def train_generator(config: GeneratorConfig, ranks: Ranks, report: Callable[[Pro
     return _Job(config, ranks).run(report)
 
 
-class GeneratorJob(Job[tuple[Tensor, Tensor | None]]):
+class GeneratorJob(Job):
     """What training runs of all generators share: data, ranks, checkpoints.
 
     A subclass makes its networks in :meth:`_build` and says how they are drawn from and described.
@@ -75,6 +76,8 @@ class GeneratorJob(Job[tuple[Tensor, Tensor | None]]):
         if height != width:
             hint = "give --image-size" if config.dataset.startswith("folder:") else "cut or resize them"
             raise UsageError(f"--dataset {config.dataset}: expected square images, found {height}x{width}; {hint}")
+        # Bytes: they become numbers in [-1, 1], and are mirrored, in the steps.
+        self.loader = open_loader(config.loader, [self.images], ranks.device, workers=config.workers)
         self.classes = self.images.classes if config.conditional else None
         self.precision = pick_precision(config.precision, ranks.device)
         self._build()
@@ -112,7 +115,7 @@ class GeneratorJob(Job[tuple[Tensor, Tensor | None]]):
 
     def _trained(self, loss: float) -> Trained:
         done = max(self.first_step, self.config.steps)
-        return Trained(done, done - self.first_step, loss, self._picture(done))
+        return Trained(done, done - self.first_step, loss, self._picture(done), loader=self.loader.kind)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -167,11 +170,11 @@ class _Job(GeneratorJob):
     def run(self, report: Callable[[Progress], None] | None) -> Trained:
         return self._trained(self._run(self.model, report))
 
-    def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _wanted(self, step: int) -> Wanted:
         first = self._first(step)
-        return read_batch(self.images, self.order[first : first + self.share])
+        return Wanted((self.order[first : first + self.share],))
 
-    def _step(self, network: nn.Module, step: int, batch: tuple[Tensor, Tensor | None]) -> Tensor:
+    def _step(self, network: nn.Module, step: int, batch: Batch) -> Tensor:
         config, device = self.config, self.ranks.device
         images, targets = batch
         first = self._first(step)
@@ -179,7 +182,7 @@ class _Job(GeneratorJob):
         pixels = to_model(images, device)
         if self.flip:
             pixels = flip_half(pixels, index, config.seed)
-        labels = targets.to(device) if self.classes is not None and targets is not None else None
+        labels = None if self.classes is None else targets
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * _lr_factor(step, config)
         with self._autocast():

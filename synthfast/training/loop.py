@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,12 +19,10 @@ from torch import Tensor, nn
 
 from synthfast.config import ClassifierConfig, GeneratorConfig
 from synthfast.data import ImageSet, open_images
+from synthfast.data.loaders import Batch, Loader, Wanted, worker_errors
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
-from synthfast.training.batches import prefetch
 from synthfast.training.state import exclusive
-
-Batch = TypeVar("Batch")
 
 _FLIPPED = ("cifar10", "cifar100", "celeba", "imagenet")
 _REPORT_EVERY = 1.0  # seconds
@@ -54,6 +53,7 @@ class Trained:
     loss: the last mean loss, NaN if no step was made.
     picture: the last picture of samples (generators).
     validation, best_step: accuracy on the held-out images of the checkpoint that was kept, and its step (classifiers).
+    loader: which one brought the images.
     """
 
     steps: int
@@ -62,15 +62,17 @@ class Trained:
     picture: Path | None = None
     validation: float | None = None
     best_step: int | None = None
+    loader: str | None = None
 
 
-class Job(ABC, Generic[Batch]):
+class Job(ABC):
     """A training run. A subclass says what a batch, a step and a checkpoint are; :meth:`_run` repeats them.
 
     Attributes:
         config: steps, batch_size, checkpoint_every, seed and compile count here.
         model: what is trained.
         folder: where checkpoints lie; there from the beginning.
+        loader: of the batches.
         first_step: steps that an earlier run has done.
         measures: fields of :class:`Progress` that a step returns, in order.
     """
@@ -79,12 +81,13 @@ class Job(ABC, Generic[Batch]):
     ranks: Ranks
     model: nn.Module
     folder: Path
+    loader: Loader
     first_step: int
     measures: ClassVar[tuple[str, ...]] = ("loss",)
 
     @abstractmethod
-    def _read(self, step: int) -> Batch:
-        """What a step needs from the data; called by a background thread."""
+    def _wanted(self, step: int) -> Wanted:
+        """The images that this rank needs for a step; may be called by another thread."""
 
     @abstractmethod
     def _step(self, network: nn.Module, step: int, batch: Batch) -> Tensor:
@@ -103,17 +106,19 @@ class Job(ABC, Generic[Batch]):
 
     def _run(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
         """The steps that are left; returns the last mean loss (NaN if none is left)."""
-        with exclusive(self.folder, self.first_step, self.ranks):
-            return self._steps(network, report)
+        with exclusive(self.folder, self.first_step, self.ranks), worker_errors():
+            batches = self.loader.batches(self._wanted, self.first_step, self.config.steps)
+            with contextlib.closing(batches):
+                return self._steps(network, batches, report)
 
-    def _steps(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
+    def _steps(self, network: nn.Module, batches: Iterable[Batch], report: Callable[[Progress], None] | None) -> float:
         config, ranks = self.config, self.ranks
         network = _prepared(network, config.compile, ranks)
         drops = _drops(self.model)
         taken: list[Tensor] = []
         values = [math.nan]
         clock, seen = time.perf_counter(), 0
-        for step, batch in enumerate(prefetch(self._read, self.first_step, config.steps), start=self.first_step):
+        for step, batch in enumerate(batches, start=self.first_step):
             if drops:  # masks come from the global generator: a seed a step makes them a function of the step
                 state = np.random.SeedSequence([config.seed % 2**64, step, ranks.rank]).generate_state(1, np.uint64)
                 torch.manual_seed(int(state[0]))

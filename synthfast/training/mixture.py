@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from synthfast.artifacts import load_tensors, make_checkpoint_folder, save_tensors
 from synthfast.config import ALL_IMAGES, ClassifierConfig
 from synthfast.data import Chosen, ImageSet, ShardSet
+from synthfast.data.loaders import Augment, Wanted, stream
 from synthfast.data.selection import Selection, read_selection
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
-from synthfast.training.batches import EpochOrder, read_batch, to_unit
+from synthfast.training.batches import EpochOrder
 from synthfast.training.loop import open_in_turn
 
 # The orders of the sets have the streams 0, 1, ...; one word, for numpy takes a seed of (s, 2**32, 0) for one of (s, 0, 1).
@@ -49,18 +51,17 @@ class Mixture:
         """A set with the shape and the classes of all."""
         return self.parts[0][0]
 
-    def read(self, step: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images of a step's batch, which is one part after the other: uint8 [n, H, W, C] and labels int64 [n].
+    def wanted(self, step: int, positions: np.ndarray) -> Wanted:
+        """Images of a step's batch, which is one part after the other, keyed by their positions in the run.
 
         ``positions``: which of the batch, int64 [n], ascending.
         """
-        read, first = [], 0
-        for (images, count), order in zip(self.parts, self.orders, strict=True):
+        items, first = [], 0
+        for (_, count), order in zip(self.parts, self.orders, strict=True):
             here = positions[(positions >= first) & (positions < first + count)] - first
-            if len(here):
-                read.append(read_batch(images, order[step * count : (step + 1) * count][here]))
+            items.append(order[step * count : (step + 1) * count][here])
             first += count
-        return torch.cat([pixels for pixels, _ in read]), torch.cat([labels for _, labels in read])
+        return Wanted(tuple(items), step * first + positions)
 
 
 def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
@@ -69,7 +70,8 @@ def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
     Raises UsageError for sets that do not fit each other or the batch, SynthfastError for unreadable data.
     """
     fraction, real_share, synthetic_shares = _shares(config)
-    facts: dict[str, Any] = {"data": [], "pseudo_labels": None}  # and "selected", where there are selections
+    # And "selected", where there are selections, and "synthetic_shares", where they are not as equal as can be.
+    facts: dict[str, Any] = {"data": [], "pseudo_labels": None}
     parts: list[tuple[ImageSet, int]] = []
     validation = None
     if real_share or config.validation:
@@ -78,6 +80,8 @@ def open_mixture(config: ClassifierConfig, ranks: Ranks) -> Mixture:
         training, validation = _held_out(real, config)
         if real_share:
             parts.append((training, real_share))
+    if synthetic_shares != _largest_remainders(sum(synthetic_shares), [1.0] * len(synthetic_shares)):
+        facts["synthetic_shares"] = synthetic_shares
     synthetic = [ShardSet(folder) for folder in config.synthetic[: len(synthetic_shares)]]
     facts["data"] += [images.fingerprint() for images in synthetic]
     selections = _selections(config, synthetic)
@@ -114,11 +118,11 @@ class WeightedOrder(EpochOrder):
         self._ends = ends * (len(weights) / ends[-1])  # where the items end on a line as long as a pass
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
-        shuffled = random.permutation(self.count)
+        shuffled = self._shuffled(random)
         # The marks u, u + 1, ..., u + count - 1 on the line; an item comes once for each mark in its stretch.
         marks = random.random() + np.arange(self.count)
         items = np.minimum(np.searchsorted(self._ends, marks, side="right"), self.count - 1)
-        return items[shuffled]
+        return items.astype(shuffled.dtype)[shuffled]
 
 
 def _order(count: int, selection: Selection | None, seed: int, stream: int) -> EpochOrder:
@@ -146,14 +150,26 @@ def _shares(config: ClassifierConfig) -> tuple[float, int, list[int]]:
         )
     if synthetic == 0:
         return fraction, config.batch_size, []
-    folders = len(config.synthetic)
-    shares = [synthetic // folders + (k < synthetic % folders) for k in range(folders)]
+    weights = config.synthetic_weight or [1.0] * len(config.synthetic)
+    shares = _largest_remainders(synthetic, weights)
     if 0 in shares:
+        folder = config.synthetic[shares.index(0)]
         raise UsageError(
-            f"--batch-size {config.batch_size}: {folders} synthetic folders share {synthetic} images a batch, "
-            "expected at least one each; enlarge it"
+            f"--batch-size {config.batch_size}: {len(shares)} synthetic folders share {synthetic} images a batch, expected at "
+            f"least one each, found none of {folder}; enlarge it"
+            + (" or the folder's --synthetic-weight" * bool(config.synthetic_weight))
         )
     return fraction, config.batch_size - synthetic, shares
+
+
+def _largest_remainders(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to ``total``, in proportion to ``weights``; the first of equals gets what is left over."""
+    exact = [total * (weight / math.fsum(weights)) for weight in weights]
+    shares = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda k: shares[k] - exact[k])
+    for k in by_remainder[: total - sum(shares)]:
+        shares[k] += 1
+    return shares
 
 
 def _check_alike(sets: list[ImageSet]) -> None:
@@ -238,11 +254,11 @@ def _labels(network: Any, images: ImageSet, path: Path, ranks: Ranks) -> np.ndar
     if path.exists():
         return load_tensors(path)["labels"].numpy()
     labels = torch.full((len(images),), -1)
-    first_ones = range(0, len(images), _LABEL_BATCH)
+    first_ones = range(0, len(images), _LABEL_BATCH)[ranks.rank :: ranks.world_size]
+    parts = [np.arange(first, min(first + _LABEL_BATCH, len(images))) for first in first_ones]
     with torch.no_grad():
-        for first in first_ones[ranks.rank :: ranks.world_size]:
-            pixels, _ = read_batch(images, np.arange(first, min(first + _LABEL_BATCH, len(images))))
-            labels[first : first + len(pixels)] = network(to_unit(pixels, ranks.device)).argmax(1).cpu()
+        for items, (x, _) in zip(parts, stream(images, parts, ranks.device, Augment()), strict=True):
+            labels[items] = network(x).argmax(1).cpu()
     labels = ranks.maximum(labels)
     if ranks.is_first:
         save_tensors(path, {"labels": labels})

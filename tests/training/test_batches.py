@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from synthfast.data import ArrayImages
-from synthfast.training.batches import EpochOrder, flip_half, prefetch, read_batch, to_model
+from synthfast.training.batches import EpochOrder, flip_half, read_batch, to_model
 
 CPU = torch.device("cpu")
 
@@ -42,11 +41,26 @@ def test_an_empty_slice():
     assert EpochOrder(10, 0)[5:5].shape == (0,)
 
 
-def test_few_passes_are_kept_in_memory():
-    order = EpochOrder(10, 0)
-    for start in range(0, 1000, 4):
-        order[start : start + 4]
-    assert len(order._passes) <= 2
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_a_pass_is_numpys_permutation_of_seed_stream_and_number(count):
+    """So that runs go on as they began; every version of the package has drawn it so."""
+    order = EpochOrder(count, seed=-5, stream=3)
+    for number in range(3):
+        expected = np.random.default_rng([2**64 - 5, 3, number]).permutation(count)
+        assert np.array_equal(order[number * count : (number + 1) * count], expected)
+
+
+def test_one_pass_is_kept_in_memory_in_4_bytes_an_item():
+    count = 1_000_000
+    tracemalloc.start()
+    try:
+        order = EpochOrder(count, 0)
+        for start in range(0, 3 * count, count // 4 + 7):
+            order[start : start + 64]
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 4.1 * count and most < 4.3 * count
 
 
 def test_a_batch_is_read_with_its_labels():
@@ -76,64 +90,3 @@ def test_half_of_the_images_are_mirrored_by_index_alone():
     some = torch.tensor([17, 3000, 5])
     assert torch.equal(flip_half(images[some], index[some], seed=1), found[some])
     assert not torch.equal(flip_half(images, index, seed=2), found)
-
-
-def test_prefetched_items_come_in_order_and_few_ahead():
-    made, lock = [], threading.Lock()
-
-    def make(step: int) -> int:
-        assert threading.current_thread() is not threading.main_thread()
-        with lock:
-            made.append(step)
-        return step
-
-    for taken, step in enumerate(prefetch(make, 3, 20, ahead=2), start=1):
-        assert step == 2 + taken
-        time.sleep(0.003)
-        assert len(made) <= taken + 3
-    assert made == list(range(3, 20))
-
-
-def test_nothing_to_prefetch():
-    assert list(prefetch(int, 5, 5)) == list(prefetch(int, 7, 5)) == []
-
-
-def test_an_error_in_the_background_comes_to_the_reader():
-    def make(step: int) -> int:
-        if step == 2:
-            raise OSError("unreadable")
-        return step
-
-    taken = []
-    with pytest.raises(OSError, match="unreadable"):
-        for step in prefetch(make, 0, 10):
-            taken.append(step)
-    assert taken == [0, 1]
-
-
-def test_a_reader_that_stops_early_stops_the_reading_ahead():
-    made, begun, go = [], threading.Event(), threading.Event()
-
-    def make(step: int) -> int:
-        made.append(step)
-        if step == 1:
-            begun.set()
-            assert go.wait(10)
-        return step
-
-    items = prefetch(make, 0, 100, ahead=5)
-    assert next(items) == 0 and begun.wait(10)
-    threading.Timer(0.05, go.set).start()  # close() waits for the item being made
-    items.close()
-    assert made == [0, 1]
-
-
-def test_a_reader_that_stops_early_leaves_no_thread():
-    before = threading.active_count()
-    for step in prefetch(lambda step: step, 0, 1_000_000):
-        if step == 3:
-            break
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before

@@ -77,7 +77,7 @@ def test_the_average_is_of_the_generator_and_needs_no_statistics(tmp_path):
     job = job_of(tmp_path, ema=0.5)
     assert not list(job.generator.buffers())
     start = job.generator.start.weight.detach().clone()
-    job._step(job.discriminator, 0, job._read(0))
+    job._step(job.discriminator, 0, job.loader.batch(job._wanted(0)))
     expected = torch.lerp(start, job.generator.start.weight.detach(), 1 - 2 / 11)
     assert not torch.equal(job.generator.start.weight, start)
     torch.testing.assert_close(job.average.module.start.weight, expected)
@@ -123,7 +123,7 @@ def test_the_generator_is_judged_on_images_of_the_classes_of_the_batch(started, 
     seen = []
     real = started.judge
     started.judge = lambda images, labels: (seen.append(labels), real(images, labels))[1]
-    batch = started._read(0)
+    batch = started.loader.batch(started._wanted(0))
     started._step(started.discriminator, 0, batch)
     assert torch.equal(seen[0], batch[1][8:])  # of the last discriminator step
 
@@ -140,7 +140,7 @@ def test_real_and_generated_images_are_augmented_in_one_call(tmp_path, monkeypat
     monkeypatch.setattr(gan, "diff_augment", spy)
     job = job_of(tmp_path, seed=5, d_steps=2, batch_size=4)
     before = copy.deepcopy(job.generator)
-    job._step(job.discriminator, 3, job._read(3))
+    job._step(job.discriminator, 3, job.loader.batch(job._wanted(3)))
     first, second, third = ([*range(start, start + 4)] for start in (24, 28, 28))
     policy = ("translation",)
     assert [call[1:] for call in calls] == [
@@ -160,18 +160,18 @@ def test_spectral_norms_are_iterated_before_every_discriminator_step(tmp_path, m
     real = gan.power_iteration
     monkeypatch.setattr(gan, "power_iteration", lambda network: (calls.append(network), real(network)))
     before = {name: value.clone() for name, value in job.discriminator.named_buffers()}
-    job._step(job.discriminator, 0, job._read(0))
+    job._step(job.discriminator, 0, job.loader.batch(job._wanted(0)))
     assert calls == [job.discriminator] * 3
     assert any(not torch.equal(value, before[name]) for name, value in job.discriminator.named_buffers())
 
 
 def test_every_step_sees_other_images_and_every_pass_all_of_them(fit_gan, write_npz, tmp_path, monkeypatch):
     seen = []
-    real = gan.read_batch
-    monkeypatch.setattr(gan, "read_batch", lambda images, items: (seen.append(items), real(images, items))[1])
+    real = gan.GANJob._wanted
+    monkeypatch.setattr(gan.GANJob, "_wanted", lambda job, step: (seen.append(real(job, step)), seen[-1])[1])
     fit_gan(tmp_path / "run", dataset=write_npz(tmp_path / "set.npz"), steps=2, d_steps=3, batch_size=4)
-    assert [len(items) for items in seen] == [12, 12]
-    assert sorted(np.concatenate(seen)) == sorted([*range(12)] * 2)
+    assert [len(wanted) for wanted in seen] == [12, 12]
+    assert sorted(np.concatenate([wanted.items[0] for wanted in seen])) == sorted([*range(12)] * 2)
 
 
 def test_it_learns(fit_gan, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from synthfast.artifacts import load_tensors
 from synthfast.config import ClassifierConfig
 from synthfast.data import ShardSet, open_images
+from synthfast.data.loaders import open_loader
 from synthfast.data.selection import write_selection
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
@@ -30,6 +31,11 @@ def opened(tmp_path):
             return open_mixture(config, ranks)
 
     return open_one
+
+
+def read(data, step, positions):
+    """What a loader makes of a step: uint8 [n, H, W, C] and labels."""
+    return open_loader("device", [images for images, _ in data.parts], CPU).batch(data.wanted(step, positions))
 
 
 def keys(images):
@@ -83,10 +89,10 @@ def test_a_part_that_cannot_be_held_out_is_refused(opened, validation, count):
 def test_ranks_read_every_image_of_a_batch_once_and_each_its_share_of_every_part(opened, copies, ranks):
     data = opened(synthetic=(copies, copies), fraction=0.5)
     for step in (0, 7):
-        whole, labels = data.read(step, np.arange(32))
+        whole, labels = read(data, step, np.arange(32))
         for rank in range(ranks):
             mine = np.arange(rank, 32, ranks)
-            pixels, own = data.read(step, mine)
+            pixels, own = read(data, step, mine)
             assert torch.equal(pixels, whole[mine]) and torch.equal(own, labels[mine])
             assert [int(((mine >= a) & (mine < b)).sum()) for a, b in ((0, 16), (16, 24), (24, 32))] == [
                 16 // ranks, 8 // ranks, 8 // ranks,
@@ -97,7 +103,7 @@ def test_a_batch_is_the_next_part_of_each_order(opened, copies):
     data = opened(synthetic=(copies,), fraction=0.25)
     (real, _), (synthetic, _) = data.parts
     for step in (0, 3):
-        pixels, labels = data.read(step, np.arange(32))
+        pixels, labels = read(data, step, np.arange(32))
         for images, order, rows, count in (
             (real, data.orders[0], slice(0, 24), 24),
             (synthetic, data.orders[1], slice(24, 32), 8),
@@ -151,7 +157,7 @@ def test_pseudo_labels_are_computed_once_and_kept(opened, unlabelled, labeller, 
     (file,) = (tmp_path / "run").iterdir()
     assert load_tensors(file)["labels"].tolist() == first.tolist()
     with monkeypatch.context() as patch:
-        patch.setattr(mixture, "read_batch", None)
+        patch.setattr(mixture, "stream", None)
         assert opened(**options).parts[1][0].labels.tolist() == first.tolist()
 
 
@@ -283,8 +289,8 @@ def test_batches_are_drawn_by_weight(opened, copies, select):
     heavy = select(copies, "heavy", np.arange(500), np.r_[np.full(50, 9.1), np.full(450, 0.1)])
     data = opened(synthetic=(copies,), selection=(heavy,), fraction=1.0, batch_size=50)
     first = set(keys(open_images("digits"))[:50])
-    read = [data.read(step, np.arange(50))[0] for step in range(10)]
-    share = np.mean([image.tobytes() in first for pixels in read for image in pixels.numpy()])
+    seen = [read(data, step, np.arange(50))[0] for step in range(10)]
+    share = np.mean([image.tobytes() in first for pixels in seen for image in pixels.numpy()])
     assert 0.9 <= share <= 0.92
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthfast import ops
 from synthfast.artifacts import load_checkpoint, load_tensors
 from synthfast.attacks.pgd import PGD
 from synthfast.config import ClassifierConfig
@@ -48,10 +49,14 @@ def robust_accuracy(folder, eps, norm="linf", count=150):
 def batches(monkeypatch):
     """What each step reads: a list of (name of the set, items)."""
     seen = []
-    real = mixture.read_batch
-    monkeypatch.setattr(
-        mixture, "read_batch", lambda images, items: (seen.append((images.name, items)), real(images, items))[1]
-    )
+    real = mixture.Mixture.wanted
+
+    def wanted(data, step, positions):
+        found = real(data, step, positions)
+        seen.extend((images.name, items) for (images, _), items in zip(data.parts, found.items, strict=True))
+        return found
+
+    monkeypatch.setattr(mixture.Mixture, "wanted", wanted)
     return seen
 
 
@@ -304,15 +309,15 @@ def test_a_larger_network_for_larger_images(fit, tmp_path, write_npz):
 def test_augmented_images_are_what_is_learned_from(fit, tmp_path, monkeypatch):
     """Each image is keyed by its position in the run."""
     seen = []
-    real = classifier.to_unit
+    real = ops.gather_augment
 
-    def watched(pixels, device, index=None, seed=0, **options):
+    def watched(images, items, index, seed, **options):
         seen.append((index.tolist(), seed, options))
-        return real(pixels, device, index, seed, **options)
+        return real(images, items, index, seed, **options)
 
-    monkeypatch.setattr(classifier, "to_unit", watched)
+    monkeypatch.setattr(ops, "gather_augment", watched)
     fit(tmp_path, crop=2, flip=True, steps=2, seed=4)
-    options = {"crop": 2, "flip": True}
+    options = {"padding": 2, "flip": True}
     assert seen == [([*range(32)], 4, options), ([*range(32, 64)], 4, options)]
 
 

@@ -99,21 +99,22 @@ def without_batch_norm(name, shape, classes):
 
 
 class watched_reads:
-    """Which of a step's batch were read, and their labels: a list of [step, positions, labels]."""
+    """Which of a step's batch were asked for, and their labels: a list of [step, positions, labels]."""
 
     def __enter__(self):
-        self.real, seen = classifier.Mixture.read, []
+        self.real, seen = classifier.Mixture.wanted, []
 
-        def read(data, step, positions):
-            pixels, labels = self.real(data, step, positions)
-            seen.append([step, positions.tolist(), labels.tolist()])
-            return pixels, labels
+        def wanted(data, step, positions):
+            found = self.real(data, step, positions)
+            labels = [images.labels[items] for (images, _), items in zip(data.parts, found.items, strict=True)]
+            seen.append([step, positions.tolist(), np.concatenate(labels).tolist()])
+            return found
 
-        classifier.Mixture.read = read
+        classifier.Mixture.wanted = wanted
         return seen
 
     def __exit__(self, *_):
-        classifier.Mixture.read = self.real
+        classifier.Mixture.wanted = self.real
 
 
 def launch(command):

@@ -148,11 +148,11 @@ def test_every_step_sees_other_images_and_every_pass_all_of_them(train, write_np
     from synthfast.training import generator
 
     seen = []
-    real = generator.read_batch
-    monkeypatch.setattr(generator, "read_batch", lambda images, items: (seen.append(items), real(images, items))[1])
+    real = generator._Job._wanted
+    monkeypatch.setattr(generator._Job, "_wanted", lambda job, step: (seen.append(real(job, step)), seen[-1])[1])
     train(tmp_path / "run", dataset=write_npz(tmp_path / "set.npz"), steps=3)
-    assert [len(items) for items in seen] == [8, 8, 8]
-    assert sorted(np.concatenate(seen)) == sorted([*range(12)] * 2)
+    assert [len(wanted) for wanted in seen] == [8, 8, 8]
+    assert sorted(np.concatenate([wanted.items[0] for wanted in seen])) == sorted([*range(12)] * 2)
 
 
 def test_the_data_are_opened_as_the_options_say(train, tmp_path, monkeypatch):

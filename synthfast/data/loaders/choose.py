@@ -1,0 +1,87 @@
+"""Which loader brings the images: the one that was named, or the fastest that can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from synthfast.config.fields import LOADERS
+from synthfast.data.images import ImageSet
+from synthfast.data.loaders.base import Augment, Batches, Loader, Wanted, usable_cpus
+from synthfast.data.loaders.dali import DaliLoader, import_dali
+from synthfast.data.loaders.device import does_not_fit, in_arrays, open_device
+from synthfast.data.loaders.encoded import encoded_images, is_plain
+from synthfast.data.loaders.workers import TorchLoader
+from synthfast.errors import UsageError
+
+
+def open_loader(
+    kind: str,
+    sets: Sequence[ImageSet],
+    device: torch.device,
+    augment: Augment | None = None,
+    *,
+    workers: int | None = None,
+    once: bool = False,
+) -> Loader:
+    """The loader of a kind.
+
+    Args:
+        kind: device, dali, torch, or auto: device for sets in arrays that fit into the device's memory (on a CPU they may be
+            memory-mapped and of any size), dali where it is installed for sets of png or jpg files, else torch.
+        sets, device, augment: see :class:`Loader`.
+        workers: processes of torch, threads of dali; if not given one for each CPU, and none for torch where nothing is decoded.
+        once: the images are wanted once, so that auto copies no set to the device.
+
+    Raises:
+        UsageError: a loader that is not installed, or sets that are not for it.
+    """
+    if kind == "auto":
+        kind = _fastest(sets, device, once)
+    if kind == "device":
+        return open_device(sets, device, augment)
+    if kind == "dali":
+        return DaliLoader(sets, device, augment, workers)
+    if kind == "torch":
+        if workers is None:
+            workers = 0 if all(map(in_arrays, sets)) else usable_cpus()
+        return TorchLoader(sets, device, augment, workers)
+    raise UsageError(f"--loader {kind}: no such loader; expected {', '.join(LOADERS)}")
+
+
+def stream(
+    images: ImageSet,
+    batches: Sequence[np.ndarray],
+    device: torch.device,
+    augment: Augment | None = None,
+    *,
+    kind: str = "auto",
+    workers: int | None = None,
+) -> Batches:
+    """Batches of one set that is read through once: the images ``batches`` (int64 [k] each), none of more than the first."""
+    loader = open_loader(kind, [images], device, augment, workers=workers, once=True)
+    return loader.batches(lambda number: Wanted((batches[number],)), 0, len(batches))
+
+
+def _fastest(sets: Sequence[ImageSet], device: torch.device, once: bool) -> str:
+    if all(map(in_arrays, sets)):
+        if device.type == "cpu":
+            return "device"
+        return "torch" if once or does_not_fit(sets, device) is not None else "device"
+    return "dali" if _has_dali() and all(in_arrays(images) or _decodable(images) for images in sets) else "torch"
+
+
+def _has_dali() -> bool:
+    try:
+        import_dali()
+    except UsageError:
+        return False
+    return True
+
+
+def _decodable(images: ImageSet) -> bool:
+    """Whether DALI decodes the files of a set, as far as the first one tells."""
+    encoded = encoded_images(images)
+    return encoded is not None and images.shape[2] in (1, 3) and is_plain(encoded(np.array([0]))[0], images.shape)

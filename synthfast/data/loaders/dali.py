@@ -1,0 +1,244 @@
+"""The loader ``dali``: NVIDIA DALI decodes png and jpg, crops and mirrors, on a GPU where there is one.
+
+The order is the caller's, so that going on from a step needs no state of a pipeline: what a batch holds is fed to it. Crops and
+flips are computed from the run's Philox keys and done inside the pipeline, on bytes; the result is that of ``gather_augment`` bit
+for bit. Only jpg on a GPU, where nvJPEG decodes, may differ from what ``read`` gives, by a few levels of 255.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthfast import ops
+from synthfast.data.images import ImageSet
+from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, read_bytes, usable_cpus
+from synthfast.data.loaders.encoded import encoded_images, plain_images
+from synthfast.errors import SynthfastError, UsageError
+from synthfast.parallel import prefetch
+
+_AHEAD = 2  # batches in a pipeline
+
+
+def import_dali() -> Any:
+    """The package ``nvidia.dali``; UsageError where it is not installed."""
+    try:
+        import nvidia.dali.fn
+        import nvidia.dali.types
+    except ImportError as error:
+        raise UsageError(
+            "--loader dali: needs the package nvidia-dali-cuda130 (or -cuda120), which is not installed; "
+            "pip install 'synthfast[dali]'"
+        ) from error
+    return nvidia.dali
+
+
+class DaliLoader(Loader):
+    """Batches through DALI pipelines: one for the sets whose files it decodes, one for those that are read as bytes.
+
+    Args:
+        threads: of each pipeline; by default as many as there are CPUs.
+
+    Attributes:
+        encoded: for each set what gives its files; None for one that is read as bytes.
+    """
+
+    kind = "dali"
+
+    def __init__(
+        self,
+        sets: Sequence[ImageSet],
+        device: torch.device,
+        augment: Augment | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(sets, device, augment)
+        if self.shape[2] not in (1, 3):
+            raise UsageError(
+                f"--loader dali: expected grey or RGB images, found {self.shape[2]} channels; take --loader device or torch"
+            )
+        import_dali()
+        self.threads = threads or usable_cpus()
+        self.encoded = [encoded_images(images) for images in sets]
+
+    def batches(self, plan: Plan, first: int, last: int) -> Batches:
+        """See :class:`Loader`. No batch may be larger than the first."""
+        plan = _remembered(plan)
+        flows = []
+        for decode in (False, True):
+            numbers = [k for k, encoded in enumerate(self.encoded) if (encoded is not None) == decode]
+            if numbers:
+                flows.append(_Flow(self, numbers, decode, map(plan, range(first, last))))
+
+        def make(number: int) -> tuple[Wanted, Tensor, Tensor | None]:
+            wanted = plan(number)
+            pixels = torch.empty((len(wanted), *self.shape), dtype=torch.uint8, device=self.device)
+            parts = pixels.split([len(items) for items in wanted.items])
+            for flow in flows:
+                flow.take(wanted, parts)
+            return wanted, pixels, self._labels(wanted)
+
+        for wanted, pixels, labels in prefetch(make, first, last):
+            yield self._finished(pixels, labels, wanted, augmented=True)
+
+
+class _Flow:
+    """A pipeline and the sets that go through it.
+
+    Args:
+        numbers: of the sets, ascending.
+        decode: whether it gets their files, or their bytes.
+        batches: what will be asked of :meth:`take`, in order.
+    """
+
+    def __init__(self, loader: DaliLoader, numbers: Sequence[int], decode: bool, batches: Iterator[Wanted]) -> None:
+        self._loader, self._numbers, self._decode, self._batches = loader, numbers, decode, batches
+        self._under_way: collections.deque[Wanted] = collections.deque()
+        self._pipeline: Any = None
+        self._largest = 0
+
+    def take(self, wanted: Wanted, parts: Sequence[Tensor]) -> None:
+        """Write the images of the next batch into ``parts``, uint8 [k, H, W, C] for each set of the loader."""
+        count = self._count(wanted)
+        if count == 0:
+            return
+        if self._pipeline is None:
+            self._largest = count
+            self._pipeline = _pipeline(self._loader, self._decode, count, self._fed())
+        try:
+            (found,) = self._pipeline.run()
+        except RuntimeError as error:
+            raise self._explained(error) from error
+        self._under_way.popleft()
+        first, *others = [parts[k] for k in self._numbers if len(parts[k])]
+        pixels = first if not others else torch.empty((count, *first.shape[1:]), dtype=torch.uint8, device=first.device)
+        _copy(found.as_tensor(), pixels)
+        if others:
+            for target, part in zip(
+                [first, *others], pixels.split([len(each) for each in [first, *others]]), strict=True
+            ):
+                target.copy_(part)
+
+    def _count(self, wanted: Wanted) -> int:
+        return sum(len(wanted.items[k]) for k in self._numbers)
+
+    def _fed(self) -> Iterator[tuple[Any, ...]]:
+        """Files or bytes of the images of each batch, and what :func:`draw_crops` gives."""
+        loader = self._loader
+        for wanted in self._batches:
+            count = self._count(wanted)
+            if count == 0:
+                continue
+            if count > self._largest:
+                raise ValueError(f"a batch may not be larger than the first of {self._largest} images, found {count}")
+            images: Any = []
+            if self._decode:
+                for k in self._numbers:
+                    images += plain_images(loader.sets[k], loader.encoded[k], wanted.items[k])
+            else:
+                sets, items = zip(*((loader.sets[k], wanted.items[k]) for k in self._numbers), strict=True)
+                images = read_bytes(sets, items).numpy()
+            drawn: list[np.ndarray] = []
+            if wanted.index is not None:
+                ends = np.cumsum([0, *map(len, wanted.items)])
+                index = np.concatenate([wanted.index[ends[k] : ends[k + 1]] for k in self._numbers])
+                drawn = draw_crops(index, loader.augment or Augment())
+            self._under_way.append(wanted)
+            yield images, *drawn
+
+    def _explained(self, error: RuntimeError) -> SynthfastError:
+        """What is wrong with an image that DALI refuses, in the words of the set that it is from."""
+        sets = [self._loader.sets[k] for k in self._numbers]
+        for wanted in self._under_way:
+            for k, images in zip(self._numbers, sets, strict=True):
+                for item in wanted.items[k]:
+                    try:
+                        images.read(np.array([item]))
+                    except SynthfastError as found:
+                        return found
+        names = ", ".join(dict.fromkeys(images.name for images in sets))
+        reason = " ".join(str(error).rpartition("encountered:")[2].split())[:160]
+        return SynthfastError(f"{names}: DALI cannot read an image that others can ({reason}); take --loader torch")
+
+
+def _pipeline(loader: DaliLoader, decode: bool, batch_size: int, source: Iterator[tuple[Any, ...]]) -> Any:
+    """A pipeline from what ``source`` yields to the bytes of images, cropped and mirrored."""
+    dali, augment, on_gpu = import_dali(), loader.augment or Augment(), loader.device.type == "cuda"
+    fn, types = dali.fn, dali.types
+    fed = [(types.UINT8, 1, "") if decode else (types.UINT8, 3, "HWC")]
+    fed += [(types.INT32, 1, "")] if augment.crop else []
+    fed += [(types.INT32, 0, "")] if augment.flip else []
+    dtype, ndim, layout = map(list, zip(*fed, strict=True))
+    pipeline = dali.Pipeline(
+        batch_size=batch_size,
+        num_threads=loader.threads,
+        device_id=loader.device.index if on_gpu else None,
+        prefetch_queue_depth=_AHEAD,
+    )
+    with pipeline:
+        images, *drawn = fn.external_source(
+            source=source, num_outputs=len(fed), batch=True, dtype=dtype, ndim=ndim, layout=layout
+        )
+        if decode:
+            images = fn.decoders.image(
+                images,
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.GRAY if loader.shape[2] == 1 else types.RGB,  # ANY_DATA is not safe with grey jpg
+                adjust_orientation=False,
+                jpeg_fancy_upsampling=True,  # as PIL does it
+            )
+        elif on_gpu:
+            images = images.gpu()
+        if augment.crop:
+            shape = loader.shape[:2]
+            images = fn.slice(
+                images, start=drawn[0], shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+            )
+        if augment.flip:
+            images = fn.flip(images, horizontal=drawn[-1])
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline
+
+
+def draw_crops(index: np.ndarray, augment: Augment) -> list[np.ndarray]:
+    """What ``gather_augment`` draws for the keys int64 [n]: where each crop begins, int32 [n, 2] in [-crop, crop], and whether
+    the image is mirrored, int32 [n]; each only where ``augment`` asks for it.
+    """
+    # The words' upper 24 bits as fractions, so that products are exact in float64.
+    u = ops.philox_uniform_(
+        torch.empty(len(index), 3), torch.from_numpy(index), augment.seed, ops.Stream.AUGMENT
+    ).numpy()
+    start = (u[:, :2].astype(np.float64) * (2 * augment.crop + 1)).astype(np.int32) - np.int32(augment.crop)
+    mirrored = (u[:, 2] < 0.5).astype(np.int32)
+    return [start] * bool(augment.crop) + [mirrored] * augment.flip
+
+
+def _copy(found: Any, pixels: Tensor) -> None:
+    """From DALI's memory, which it uses again, into a tensor."""
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
+    if pixels.device.type == "cpu":
+        feed_ndarray(found, pixels)
+        return
+    stream = torch.cuda.current_stream(pixels.device)
+    feed_ndarray(found, pixels, cuda_stream=stream)
+    stream.synchronize()
+
+
+def _remembered(plan: Plan) -> Plan:
+    """A plan that several ask, each for ascending numbers and at most a few apart, without being made more than once."""
+    known: dict[int, Wanted] = {}
+
+    def ask(number: int) -> Wanted:
+        if number not in known:
+            known[number] = plan(number)
+            known.pop(number - 4 * _AHEAD, None)
+        return known[number]
+
+    return ask
