@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,19 +64,32 @@ def commit_temporary(path: Path) -> None:
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` to ``path``: temporary name, flush, fsync, rename. Raises SynthfastError in one line."""
-    path = Path(path)
-    if path.is_dir():
-        raise os_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    temporary = temporary_path(path)
+    atomic_write_files({path: data})
+
+
+def atomic_write_files(files: Mapping[str | os.PathLike, bytes]) -> None:
+    """Write files that belong together: all under temporary names first, then renamed one after the other, in their order.
+
+    A disk that is full keeps the old ones, all of them; only a failure or a kill between two renames can part them. Raises
+    SynthfastError in one line.
+    """
+    paths = [Path(path) for path in files]
+    for path in paths:
+        if path.is_dir():
+            raise os_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    path = paths[0]
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        commit_temporary(path)
+        for path, data in zip(paths, files.values(), strict=True):
+            with open(temporary_path(path), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in paths:
+            commit_temporary(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink(missing_ok=True)
+        for each in paths:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                temporary_path(each).unlink(missing_ok=True)
         raise os_error(path, error) from error
 
 
@@ -210,10 +224,15 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write named tensors as safetensors, atomically. Channels-last weights are stored in their logical order."""
+    atomic_write_bytes(path, tensors_bytes(tensors, metadata))
+
+
+def tensors_bytes(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """Named tensors as the content of a safetensors file."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write_bytes(path, save(plain, metadata=metadata))
+    return save(plain, metadata=metadata)
 
 
 # What torch.load raises on damaged bytes, beyond the UnpicklingError and RuntimeError that it promises.
@@ -291,7 +310,7 @@ CHECKPOINT_WEIGHTS = "model.safetensors"
 
 
 def save_checkpoint(folder: str | os.PathLike, kind: str, config: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """Write a checkpoint folder: ``model.safetensors``, then ``config.json`` with its SHA-256.
+    """Write a checkpoint folder: ``model.safetensors``, and ``config.json`` with its SHA-256.
 
     Args:
         folder: made if missing.
@@ -301,10 +320,10 @@ def save_checkpoint(folder: str | os.PathLike, kind: str, config: dict[str, Any]
     """
     folder = Path(folder)
     make_folder(folder)
-    weights = folder / CHECKPOINT_WEIGHTS
-    save_tensors(weights, tensors)
-    header = {"format": CHECKPOINT_FORMAT, "kind": kind, "sha256": sha256_file(weights)}
-    atomic_write_json(folder / CHECKPOINT_CONFIG, {**header, **config})
+    weights = tensors_bytes(tensors)
+    header = {"format": CHECKPOINT_FORMAT, "kind": kind, "sha256": hashlib.sha256(weights).hexdigest()}
+    files = {folder / CHECKPOINT_WEIGHTS: weights, folder / CHECKPOINT_CONFIG: json_bytes({**header, **config})}
+    atomic_write_files(files)
 
 
 def make_checkpoint_folder(folder: str | os.PathLike, kind: str) -> None:

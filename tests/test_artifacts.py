@@ -422,10 +422,25 @@ def test_a_checkpoint_folder_is_not_made_over_something_else(checkpoint, tmp_pat
 
 
 def test_weights_are_on_disk_before_the_config_that_names_them(tmp_path, monkeypatch):
-    written = []
-    real = artifacts.atomic_write_bytes
-    monkeypatch.setattr(
-        artifacts, "atomic_write_bytes", lambda path, data: (written.append(Path(path).name), real(path, data))
-    )
+    steps, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda old, new: (steps.append(Path(new).name), replace(old, new)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append("fsync"), fsync(descriptor)))
     save_checkpoint(tmp_path, "toy", {}, {"w": torch.ones(1)})
-    assert written == ["model.safetensors", "config.json"]
+    # Each file, then the folder after each rename.
+    assert steps == ["fsync", "fsync", "model.safetensors", "fsync", "config.json", "fsync"]
+
+
+def test_files_that_belong_together_are_all_kept_when_one_cannot_be_written(tmp_path, monkeypatch):
+    files, fsync, calls = {tmp_path / name: name.encode() for name in "abc"}, os.fsync, []
+    artifacts.atomic_write_files(files)
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = one_line(artifacts.atomic_write_files, dict.fromkeys(files, b"new"))
+    assert message == f"{tmp_path / 'c'}: the disk is full"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files

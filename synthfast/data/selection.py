@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from synthfast.artifacts import atomic_write_bytes, atomic_write_json, os_error, read_json, sha256_file
+from synthfast.artifacts import atomic_write_files, json_bytes, os_error, read_json, sha256_file
 from synthfast.data.images import ImageSet
 from synthfast.data.npy import map_npy, npy_header
 from synthfast.errors import SynthfastError, UsageError
@@ -77,20 +77,16 @@ def write_selection(
         weights: float32 [m], positive, or None.
         criteria: JSON values that say how it came about.
 
-    The manifest is written last: interrupted before that, the files do not fit each other and are refused.
+    The manifest is put in place last: interrupted before that, the files do not fit each other and are refused.
     """
     file, weights_file, manifest_file = selection_files(path)
     problem = _problem(indices, len(images)) or (None if weights is None else _weights_problem(weights, len(indices)))
     if problem is not None:
         raise ValueError(problem)
-    atomic_write_bytes(file, _npy(indices, "<i8"))
-    if weights is None:
-        try:
-            weights_file.unlink(missing_ok=True)  # of an earlier selection of this name
-        except OSError as error:
-            raise os_error(weights_file, error) from error
-    else:
-        atomic_write_bytes(weights_file, _npy(weights, "<f4"))
+    files: dict[Path, bytes] = {file: _npy(indices, "<i8")}
+    if weights is not None:
+        files[weights_file] = _npy(weights, "<f4")
+    digests = [hashlib.sha256(data).hexdigest() for data in files.values()]
     per_class = None
     if images.labels is not None:
         per_class = np.bincount(images.labels[indices], minlength=images.classes or 0).tolist()
@@ -99,11 +95,16 @@ def write_selection(
         "source": {"path": images.name, "fingerprint": images.fingerprint(), "count": len(images)},
         "count": len(indices),
         "images_per_class": per_class,
-        "indices": {"file": file.name, "sha256": sha256_file(file)},
-        "weights": None if weights is None else {"file": weights_file.name, "sha256": sha256_file(weights_file)},
+        "indices": {"file": file.name, "sha256": digests[0]},
+        "weights": None if weights is None else {"file": weights_file.name, "sha256": digests[1]},
         "criteria": dict(criteria),
     }
-    atomic_write_json(manifest_file, manifest)
+    atomic_write_files({**files, manifest_file: json_bytes(manifest)})
+    if weights is None:
+        try:
+            weights_file.unlink(missing_ok=True)  # of an earlier selection of this name
+        except OSError as error:
+            raise os_error(weights_file, error) from error
     return manifest
 
 

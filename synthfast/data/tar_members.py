@@ -90,7 +90,9 @@ def _require_end(file: IO[bytes], where: str) -> None:
     """Nothing but zeros may follow: members after the end, as in tars put together by cat, would be lost."""
     while block := file.read(1 << 16):
         if any(block):
-            raise SynthfastError(f"{where}: goes on after the end of the tar file; make one tar of it, or several files")
+            raise SynthfastError(
+                f"{where}: goes on after the end of the tar file; make one tar of it, or several files"
+            )
 
 
 def _number(field: bytes, where: str, at: int) -> int:
