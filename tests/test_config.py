@@ -168,6 +168,7 @@ OTHER_VALUES = {
     "momentum": 0.3,
     "format": "wds",
     "codec": "jpg",
+    "synthetic_weight": (0.5, 1e-3, 3.0),  # one for each folder
 }
 
 
