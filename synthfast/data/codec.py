@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from synthfast.data.machine import in_slices
-from synthfast.data.png import Bytes, decode_png, encode_png, head
+from synthfast.data.png import Bytes, decode_png, encode_png, head, is_whole
 from synthfast.errors import SynthfastError
 
 CODECS = ("png", "jpg")
@@ -81,6 +81,8 @@ class Codec:
         """Any valid file of the kind, shape and mode."""
         from PIL import Image
 
+        if self.name == "png" and not is_whole(file):
+            raise SynthfastError(f"{name()}: not a readable png (cut short or changed); restore or remake the folder")
         height, width, channels = self.shape
         kind = "PNG" if self.name == "png" else "JPEG"
         try:

@@ -25,6 +25,7 @@ _STORED_AROUND = _AROUND + 11  # the same, and zlib's header, one stored block's
 _TAR_BLOCK = 512
 _IDAT_CRC = isal_zlib.crc32(b"IDAT")
 _FRONT = struct.Struct(">33sI4s")  # signature and IHDR, length and name of the first IDAT
+_CHUNK = struct.Struct(">I4s")  # length and name of a chunk
 _BATCH_BYTES = 1 << 18  # pixels filtered at once: as many as stay in the cache
 
 Bytes = bytes | memoryview
@@ -70,6 +71,25 @@ def decode_png(members: Sequence[Bytes], out: np.ndarray) -> list[int]:
     return others
 
 
+def is_whole(file: Bytes) -> bool:
+    """Whether ``file`` is made of PNG's chunks from its signature to IEND, all with the checksums that they say.
+
+    Pillow stops reading when it has the last pixel, whose checksum comes afterwards.
+    """
+    place = len(_SIGNATURE)
+    if file[:place] != _SIGNATURE:
+        return False
+    while place + 12 <= len(file):
+        size, kind = _CHUNK.unpack_from(file, place)
+        end = place + 8 + size
+        if end + 4 > len(file) or isal_zlib.crc32(file[place + 4 : end]) != int.from_bytes(file[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        place = end + 4
+    return False
+
+
 def _filtered(images: np.ndarray) -> np.ndarray:
     """Rows with their filter type in front, uint8 [k, H, 1 + W C]."""
     count, height, width, channels = images.shape
@@ -107,11 +127,11 @@ def _unfiltered(rows: np.ndarray, width: int, channels: int) -> np.ndarray:
 
 def _stored(images: np.ndarray) -> list[bytes]:
     """Files whose rows are not compressed, all of one length, made by numpy but for one checksum."""
-    count, height = images.shape[:2]
-    rows = np.zeros((count, height, 1 + images[0].size // height if count else 1), np.uint8)
-    rows[:, :, 1:] = images.reshape(count, height, -1)
-    data = rows.reshape(count, -1)
-    size = data.shape[1]
+    count, height, width, channels = images.shape
+    rows = np.zeros((count, height, 1 + width * channels), np.uint8)
+    rows[:, :, 1:] = images.reshape(count, height, width * channels)
+    size = height * (1 + width * channels)
+    data = rows.reshape(count, size)
     front = head(images.shape[1:]) + struct.pack(">I4s", size + 11, b"IDAT")
     front += b"\x78\x01\x01" + struct.pack("<HH", size, size ^ 0xFFFF)
     files = np.empty((count, size + _STORED_AROUND), np.uint8)
