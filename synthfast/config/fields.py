@@ -21,7 +21,7 @@ def loader_option() -> Any:
     return option(
         "auto",
         "What brings the images, always the same: device (from memory, on a GPU its own), dali (NVIDIA DALI decodes files, on a "
-        "GPU where there is one), torch (worker processes); auto is device for images in arrays, dali or torch for files.",
+        "GPU where there is one), torch (a DataLoader); auto is device for images in arrays, dali or torch for files.",
         choices=LOADERS,
     )
 
@@ -29,7 +29,7 @@ def loader_option() -> Any:
 def workers_option() -> Any:
     return option(
         None,
-        "Processes of the torch loader, threads of dali; if not given one for each CPU, and no process where nothing is decoded.",
+        "Processes of the torch loader, threads of dali; if not given one for each CPU, and no process where a thread is enough.",
     )
 
 

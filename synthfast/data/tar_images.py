@@ -53,7 +53,7 @@ class TarImages(FileImages):
         self._found = _Found()
         self._sizes = [_scan(tar, k, self._found) for k, tar in enumerate(self._tars)]
         self._handles: OrderedDict[int, IO[bytes]] = OrderedDict()
-        self._reading = threading.Lock()
+        self._reading, self._process = threading.Lock(), os.getpid()
         labels = np.array(self._found.labels, np.int64) if self._found.labels else None
         super().__init__(name, Path(), range(len(self._found.offsets)), labels, image_size=image_size)
 
@@ -90,6 +90,8 @@ class TarImages(FileImages):
         return f"image {item}"
 
     def _handle(self, number: int) -> IO[bytes]:
+        if self._process != os.getpid():  # a forked process would move its parent's place in the file
+            self._handles, self._process = OrderedDict(), os.getpid()
         if number not in self._handles:
             if len(self._handles) >= _OPEN_TARS:
                 self._handles.popitem(last=False)[1].close()

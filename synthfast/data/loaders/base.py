@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthfast import ops
 from synthfast.data.images import ImageSet
+from synthfast.data.machine import usable_cpus
 from synthfast.errors import UsageError
 from synthfast.parallel import prefetch
 
@@ -149,7 +150,6 @@ def read_bytes(sets: Sequence[ImageSet], items: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts) if parts else np.empty((0, *sets[0].shape), np.uint8))
 
 
-def usable_cpus() -> int:
-    """CPUs for each rank of this machine."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def cpus_of_rank() -> int:
+    """CPUs for each of the ranks that torchrun started on this machine."""
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

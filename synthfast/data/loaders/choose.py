@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from synthfast.config.fields import LOADERS
-from synthfast.data.images import ImageSet
-from synthfast.data.loaders.base import Augment, Batches, Loader, Wanted, usable_cpus
+from synthfast.data.images import Chosen, ImageSet
+from synthfast.data.loaders.base import Augment, Batches, Loader, Wanted, cpus_of_rank
 from synthfast.data.loaders.dali import DaliLoader, import_dali
 from synthfast.data.loaders.device import does_not_fit, in_arrays, open_device
 from synthfast.data.loaders.encoded import encoded_images, is_plain
 from synthfast.data.loaders.workers import TorchLoader
+from synthfast.data.shard_set import ShardSet
 from synthfast.errors import UsageError
 
 
@@ -30,9 +31,10 @@ def open_loader(
 
     Args:
         kind: device, dali, torch, or auto: device for sets in arrays that fit into the device's memory (on a CPU they may be
-            memory-mapped and of any size), dali where it is installed for sets of png or jpg files, else torch.
+            memory-mapped and of any size), dali where it is installed for folders of png or jpg files and for shards of jpg,
+            else torch. Shards of png are decoded by threads of this process, which is faster than DALI.
         sets, device, augment: see :class:`Loader`.
-        workers: processes of torch, threads of dali; if not given one for each CPU, and none for torch where nothing is decoded.
+        workers: processes of torch, threads of dali; if not given one for each CPU, and none for torch where a thread is enough.
         once: the images are wanted once, so that auto copies no set to the device.
 
     Raises:
@@ -46,7 +48,7 @@ def open_loader(
         return DaliLoader(sets, device, augment, workers)
     if kind == "torch":
         if workers is None:
-            workers = 0 if all(map(in_arrays, sets)) else usable_cpus()
+            workers = 0 if all(map(_reads_fast, sets)) else cpus_of_rank()
         return TorchLoader(sets, device, augment, workers)
     raise UsageError(f"--loader {kind}: no such loader; expected {', '.join(LOADERS)}")
 
@@ -70,7 +72,8 @@ def _fastest(sets: Sequence[ImageSet], device: torch.device, once: bool) -> str:
         if device.type == "cpu":
             return "device"
         return "torch" if once or does_not_fit(sets, device) is not None else "device"
-    return "dali" if _has_dali() and all(in_arrays(images) or _decodable(images) for images in sets) else "torch"
+    slow = [images for images in sets if not _reads_fast(images)]
+    return "dali" if slow and all(map(_decodable, slow)) and _has_dali() else "torch"
 
 
 def _has_dali() -> bool:
@@ -79,6 +82,13 @@ def _has_dali() -> bool:
     except UsageError:
         return False
     return True
+
+
+def _reads_fast(images: ImageSet) -> bool:
+    """Whether a thread of this process brings the images of a set sooner than worker processes or DALI."""
+    if isinstance(images, Chosen):
+        return _reads_fast(images.images)
+    return in_arrays(images) or (isinstance(images, ShardSet) and images.codec == "png")
 
 
 def _decodable(images: ImageSet) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synthfast import ops
 from synthfast.data.images import ImageSet
-from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, read_bytes, usable_cpus
+from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, read_bytes, cpus_of_rank
 from synthfast.data.loaders.encoded import encoded_images, plain_images
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import prefetch
@@ -63,7 +63,7 @@ class DaliLoader(Loader):
                 f"--loader dali: expected grey or RGB images, found {self.shape[2]} channels; take --loader device or torch"
             )
         import_dali()
-        self.threads = threads or usable_cpus()
+        self.threads = threads or cpus_of_rank()
         self.encoded = [encoded_images(images) for images in sets]
 
     def batches(self, plan: Plan, first: int, last: int) -> Batches:
