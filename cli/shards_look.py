@@ -45,7 +45,10 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+        plain = {key: item for key, item in value.items() if item is not None and not isinstance(item, (dict, list))}
+        return ", ".join(f"{key} {item}" for key, item in plain.items())
+    if isinstance(value, list):
+        return "; ".join(_words(item) for item in value)
     return str(value)
 
 

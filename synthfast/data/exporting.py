@@ -14,6 +14,8 @@ from synthfast.data.importing import OPTIONS
 from synthfast.data.npz_stream import write_npz
 from synthfast.data.selection import read_selection
 from synthfast.data.sources import open_images
+from synthfast.data.storage import is_url
+from synthfast.errors import UsageError
 
 _OPTIONS = {**OPTIONS, "classes": "DIR (its classes)", "format": "--to", "to": "--to", "selection": "--selection"}
 _OPTIONS |= {"compress": "--compress"}
@@ -39,6 +41,10 @@ def export_images(config: ExportConfig, report: Report | None = None) -> Copied:
         layout = Layout(config.shard_size, config.to, config.codec, config.quality)
         request = shard_request(images, layout, origin)
         return copy_to_shards(images, str(config.out), request, options=_OPTIONS, report=report)
+    if is_url(str(config.out)):
+        raise UsageError(
+            f"--out {config.out}: only shards are written to URLs; export to a local path and copy it there"
+        )
     record = _record(images, config, origin)
     tell = report or (lambda done, total: None)
     out = Path(str(config.out))

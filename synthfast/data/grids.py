@@ -29,10 +29,15 @@ def grid(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
 
 def write_grid(path: str | Path, images: np.ndarray, columns: int) -> None:
     """Write :func:`grid` of grey or RGB images as a PNG, atomically. Of other channel counts the first is shown, grey."""
+    atomic_write_bytes(path, grid_png(images, columns))
+
+
+def grid_png(images: np.ndarray, columns: int) -> bytes:
+    """The PNG that :func:`write_grid` writes."""
     from PIL import Image
 
     sheet = grid(images, columns)
     picture = Image.fromarray(sheet if sheet.shape[2] == 3 else sheet[:, :, 0])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    atomic_write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

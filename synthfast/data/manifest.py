@@ -21,6 +21,7 @@ bytes. A manifest from elsewhere is not trusted: every key is checked, and file 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -30,9 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from synthfast.artifacts import os_error, read_json
+from synthfast.artifacts import os_error
 from synthfast.data.codec import CODECS, DEFAULT_QUALITY, MOST_SIDE, Codec
 from synthfast.data.png import COLOUR_TYPES
+from synthfast.data.remote_cache import fetch
+from synthfast.data.storage import Folder, join, read_object, read_objects, sizes
 from synthfast.errors import SynthfastError, UsageError
 
 FORMATS = {"npy": 1, "wds": 2}  # of images, and the version of the manifest that knows them
@@ -190,10 +193,10 @@ class Manifest:
         return {"format": version, "complete": self.complete, "request": self.request.values, "shards": shards}
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, folder: Folder) -> Manifest:
         """Read and check ``folder``'s manifest, not the shards themselves."""
-        where = str(folder / MANIFEST)
-        value = read_json(folder / MANIFEST, "shard manifest")
+        where = str(join(folder, MANIFEST))
+        value = read_object(folder, MANIFEST, "shard manifest")
         version = _take(value, "format", int, where)
         newest = max(FORMATS.values())
         if version > newest:
@@ -220,8 +223,13 @@ class Manifest:
         return cls(request, tuple(entries), complete)
 
 
-def shard_path(folder: Path, file: ShardFile) -> Path:
-    """The path of a shard's file after checking that it is a plain file of the right size within ``folder``."""
+def shard_path(folder: Folder, file: ShardFile) -> Path:
+    """The path of a shard's file after checking that it is a plain file of the right size within ``folder``.
+
+    From a URL it is fetched, unless a copy of it is here already; see ``synthfast.data.remote_cache``.
+    """
+    if isinstance(folder, str):
+        return fetch(folder, file)
     path = folder / file.file
     try:
         if os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
@@ -241,20 +249,21 @@ def shard_path(folder: Path, file: ShardFile) -> Path:
     return path
 
 
-def finished_shards(folder: Path, manifest: Manifest) -> dict[int, ShardEntry]:
+def finished_shards(folder: Folder, manifest: Manifest) -> dict[int, ShardEntry]:
     """The shards that are recorded as finished: all of a complete set, else those with a valid sidecar."""
     if manifest.complete:
         return {entry.span.index: entry for entry in manifest.shards}
-    entries = {}
-    for sidecar in sorted(folder.glob("shard-*.json")):
-        match = re.fullmatch(r"shard-(\d{6,})\.json", sidecar.name)
+    indices = {}
+    for name in sorted(sizes(folder)):
+        match = re.fullmatch(r"shard-(\d{6,})\.json", name)
         index = int(match[1]) if match else manifest.request.shard_count
-        if index >= manifest.request.shard_count or sidecar.name != manifest.request.span(index).sidecar_file:
-            continue
-        try:
-            entries[index] = ShardEntry.parse(read_json(sidecar, "shard entry"), manifest.request, index, str(sidecar))
-        except SynthfastError:
-            continue  # not a finished shard: the next run of the sampler makes it again
+        if index < manifest.request.shard_count and name == manifest.request.span(index).sidecar_file:
+            indices[name] = index
+    entries = {}
+    for name, value in read_objects(folder, indices, "shard entry"):
+        index = indices[name]
+        with contextlib.suppress(SynthfastError):  # not a finished shard: the next run of the sampler makes it again
+            entries[index] = ShardEntry.parse(value, manifest.request, index, str(join(folder, name)))
     return entries
 
 
@@ -273,7 +282,7 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, str, str] 
     return key, was, now
 
 
-def require_same(folder: Path, old: Any, new: Any, option: Callable[[str], str]) -> None:
+def require_same(folder: Folder, old: Any, new: Any, option: Callable[[str], str]) -> None:
     """UsageError that names the first difference between what ``folder`` was made for and what is asked of it now.
 
     ``option`` gives the name of a key path on the command line.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from synthfast.data.images import ArrayImages, ImageSet, checked_labels
 from synthfast.data.machine import allow_open_files
 from synthfast.data.manifest import Manifest, Request, ShardEntry, finished_shards, shard_path
 from synthfast.data.npy import map_npy
+from synthfast.data.remote_cache import copy
+from synthfast.data.shard_arrays import FetchedArrays, map_images
+from synthfast.data.storage import Folder, Missing, join, place, sizes
 from synthfast.data.tar_shards import TarShard, TarShards
 from synthfast.errors import SynthfastError
 
@@ -28,11 +33,14 @@ class ShardSet(ImageSet):
     Opening checks the manifest, every file's size and the headers of arrays; the index of a tar is checked whole when
     the tar is first read. ``verify`` also reads and hashes the contents.
 
+    At a URL, labels are fetched when it is opened, other files when they are first read; see ``synthfast.data.remote_cache``.
+
     Attributes:
-        path: the folder.
+        path: the folder; the text of a URL.
         manifest: what it says of itself.
         format: "npy" or "wds".
-        arrays: of npy, the memory-mapped images of each shard, uint8 [n_i, H, W, C]; empty for wds.
+        arrays: of npy, the memory-mapped images of each shard, uint8 [n_i, H, W, C]; empty for wds. At a URL, a sequence that
+            fetches a shard when it is asked for it.
         codec: of wds, "png" or "jpg"; None for npy.
 
     Raises:
@@ -40,7 +48,7 @@ class ShardSet(ImageSet):
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = place(path)
         self.manifest = Manifest.load(self.path)
         request, shards = self.manifest.request, self.manifest.shards
         if not self.manifest.complete:
@@ -51,10 +59,12 @@ class ShardSet(ImageSet):
         self.lossy = self.codec == "jpg" or request.values.get("lossy") is True
         every = None if request.classes is None else [_map_labels(self.path, entry) for entry in shards]
         labels = None if every is None else np.concatenate(every)
-        self.arrays: list[np.ndarray] = []
-        self._images: ArrayImages | TarShards
-        if codec is None:
-            self.arrays = [_map_images(self.path, request, entry) for entry in shards]
+        self.arrays: Sequence[np.ndarray] = []
+        self._images: ArrayImages | FetchedArrays | TarShards
+        if codec is None and isinstance(self.path, str):
+            self._images = self.arrays = FetchedArrays(self.path, request, shards)
+        elif codec is None:
+            self.arrays = [map_images(self.path, request, entry) for entry in shards]
             self._images = ArrayImages(str(path), self.arrays)
         else:
             tars = _open_tars(self.path, request, shards, labels)
@@ -86,7 +96,7 @@ class ShardSet(ImageSet):
             raise TypeError(f"{self.name}: holds npy arrays, not tars")
         return self._images
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
+    def __reduce__(self) -> tuple[type, tuple[Folder]]:
         return type(self), (self.path,)  # a process that gets it opens the files itself
 
     def fingerprint(self) -> str:
@@ -105,7 +115,7 @@ def verify(path: str | os.PathLike, progress: Callable[[int, int], None] | None 
     damaged shard is made again by deleting it and repeating the command that made the folder. ``progress`` is called
     with the bytes read so far and in all. A manifest that cannot be read is a SynthfastError.
     """
-    path = Path(path)
+    path = place(path)
     manifest = Manifest.load(path)
     entries = finished_shards(path, manifest)
     problems = [] if manifest.complete else [_incomplete(path, manifest)]
@@ -113,22 +123,37 @@ def verify(path: str | os.PathLike, progress: Callable[[int, int], None] | None 
     total = sum(file.bytes for entry in entries.values() for file in entry.files)
     done = 0
     for entry in entries.values():
-        sound = True
-        for role, file in entry.parts.items():
-            try:
-                _verify_file(path, manifest.request, entry, role, owners)
-            except SynthfastError as error:
-                problems.append(str(error))
-                sound = False
-            done += file.bytes
-            if progress is not None:
-                progress(done, total)
-        if sound and manifest.request.format == "wds":
-            try:
-                _verify_tar(path, manifest.request, entry)
-            except SynthfastError as error:
-                problems.append(str(error))
+        with _here(path, entry) as folder:
+            found, sound = [], True
+            for role, file in entry.parts.items():
+                try:
+                    _verify_file(folder, manifest.request, entry, role, owners)
+                except SynthfastError as error:
+                    found.append(str(error))
+                    sound = False
+                done += file.bytes
+                if progress is not None:
+                    progress(done, total)
+            if sound and manifest.request.format == "wds":
+                try:
+                    _verify_tar(folder, manifest.request, entry)
+                except SynthfastError as error:
+                    found.append(str(error))
+            problems += [problem.replace(str(folder), str(path)) for problem in found]
     return problems + _strangers(path, manifest, entries)
+
+
+@contextlib.contextmanager
+def _here(path: Folder, entry: ShardEntry) -> Iterator[Path]:
+    """A local folder with a shard's files as they are now; those at a URL are copied, not taken from the cache."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="synthfast-") as folder:
+        for file in entry.files:
+            with contextlib.suppress(Missing):  # found to be missing by who looks for it
+                copy(path, file.file, Path(folder) / file.file)
+        yield Path(folder)
 
 
 def summary(path: str | os.PathLike) -> dict[str, Any]:
@@ -136,7 +161,7 @@ def summary(path: str | os.PathLike) -> dict[str, Any]:
 
     ``request`` is everything that the sampler noted: generator, solver, seed, guidance and so on.
     """
-    path = Path(path)
+    path = place(path)
     manifest = Manifest.load(path)
     request, entries = manifest.request, finished_shards(path, manifest)
     per_class = None
@@ -162,11 +187,7 @@ def summary(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-def _map_images(path: Path, request: Request, entry: ShardEntry) -> np.ndarray:
-    return map_npy(shard_path(path, entry.parts["images"]), "|u1", (entry.span.count, *request.shape))
-
-
-def _map_labels(path: Path, entry: ShardEntry) -> np.ndarray:
+def _map_labels(path: Folder, entry: ShardEntry) -> np.ndarray:
     return map_npy(shard_path(path, entry.parts["labels"]), "<i8", (entry.span.count,))
 
 
@@ -180,7 +201,7 @@ def _verify_file(path: Path, request: Request, entry: ShardEntry, role: str, own
         )
         raise SynthfastError(f"{path / file.file}: {reason}; delete it and run the same sample command again")
     if role == "images":
-        _map_images(path, request, entry)
+        map_images(path, request, entry)
     elif role == "labels":
         checked_labels(_map_labels(path, entry), entry.span.count, request.classes, str(path / file.file))
 
@@ -190,29 +211,31 @@ def _verify_tar(path: Path, request: Request, entry: ShardEntry) -> None:
     TarShard(path, request, entry, labels).verify()
 
 
-def _open_tars(path: Path, request: Request, shards: Sequence[ShardEntry], labels: np.ndarray | None) -> list[TarShard]:
+def _open_tars(
+    path: Folder, request: Request, shards: Sequence[ShardEntry], labels: np.ndarray | None
+) -> list[TarShard]:
     return [
         TarShard(path, request, entry, None if labels is None else labels[entry.span.first :][: entry.span.count])
         for entry in shards
     ]
 
 
-def _strangers(path: Path, manifest: Manifest, entries: dict[int, ShardEntry]) -> list[str]:
+def _strangers(path: Folder, manifest: Manifest, entries: dict[int, ShardEntry]) -> list[str]:
     """Files that look like shards and belong to none; sidecars and shards being written are no strangers."""
     request, problems = manifest.request, []
-    for file in sorted(path.glob("shard-*")):
-        match = re.fullmatch(r"shard-(\d{6,})\..+", file.name)
+    for name in sorted(name for name in sizes(path) if name.startswith("shard-")):
+        match = re.fullmatch(r"shard-(\d{6,})\..+", name)
         index = int(match[1]) if match else -1
         known: set[str] = set()
         if 0 <= index < request.shard_count:
             span = request.span(index)
             known = {span.sidecar_file, *request.files(span).values()}
-        if file.name not in known:
-            problems.append(f"{file}: does not belong to this set; remove it")
+        if name not in known:
+            problems.append(f"{join(path, name)}: does not belong to this set; remove it")
     return problems
 
 
-def _incomplete(path: Path, manifest: Manifest) -> str:
+def _incomplete(path: Folder, manifest: Manifest) -> str:
     finished = len(finished_shards(path, manifest))
     return (
         f"{path}: incomplete, {finished} of {manifest.request.shard_count} shards are there; "

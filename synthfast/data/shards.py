@@ -12,18 +12,23 @@ shard counts as finished once its sidecar ``shard-000000.json`` is there, which 
 that it describes. ``finish`` gathers the sidecars into the manifest. Every file is written under a temporary
 name, flushed to disk and renamed, so a run killed at any moment leaves a folder that the next one completes, byte for
 byte as if it had never been interrupted.
+
+A folder may be at a URL (``memory://x``, ``s3://bucket/x``): a shard is then written to a temporary folder and uploaded when it
+is whole, its sidecar last; see ``synthfast.data.storage``, and ``synthfast.data.remote_lock`` for what a lock there is worth.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from synthfast.artifacts import TEMPORARY_PREFIX, Lock, atomic_write_json, os_error
+from synthfast.artifacts import TEMPORARY_PREFIX, Lock, os_error
 from synthfast.data.hashed_file import CONTINUE_HINT
 from synthfast.data.manifest import (
     MANIFEST,
@@ -35,7 +40,10 @@ from synthfast.data.manifest import (
     require_same,
     shard_path,
 )
+from synthfast.data.remote_lock import LOCK, RemoteLock
+from synthfast.data.remote_writer import RemoteShardWriter
 from synthfast.data.shard_writer import ShardWriter
+from synthfast.data.storage import Folder, make, place, remove, sizes, write_object
 from synthfast.errors import SynthfastError, UsageError
 
 
@@ -43,14 +51,15 @@ class ShardFolder:
     """A shard folder open for writing; made by ``create_or_resume`` or ``join``, and a context manager.
 
     Attributes:
-        path: the folder.
+        path: the folder; the text of a URL.
         request: what it is to hold.
         complete: whether ``finish`` has been done, now or by an earlier run.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: Lock | None) -> None:
+    def __init__(self, path: Folder, manifest: Manifest, lock: Lock | RemoteLock | None) -> None:
         self.path, self.request, self.complete = path, manifest.request, manifest.complete
         self._lock = lock
+        self._staging: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def create_or_resume(
@@ -59,7 +68,7 @@ class ShardFolder:
         """Make the folder, or go on with one that was made for the same request. Locks it against other processes.
 
         Args:
-            path: the folder; made if missing, and refused if it holds files but no manifest.
+            path: the folder, or the URL of one; made if missing, and refused if it holds files but no manifest.
             request: JSON values, see ``synthfast.data.manifest``.
             options: what to call a key of the request in messages, such as {"solver.steps": "--steps"}.
 
@@ -67,12 +76,9 @@ class ShardFolder:
             UsageError: the folder holds something else, or was made for another request; the difference is named.
             SynthfastError: another process is writing it, or the file system refuses.
         """
-        path = Path(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise os_error(path, error, "choose another --out") from error
-        lock = Lock(path)
+        path = place(path)
+        make(path)
+        lock = Lock(path) if isinstance(path, Path) else RemoteLock(path)
         try:
             try:
                 manifest = _open_manifest(path, _parse(request, path), options or {})
@@ -92,7 +98,7 @@ class ShardFolder:
         Divide the work by shard index (``span.index % world_size``), not by the place in ``pending()``: the ranks look
         at different moments, when other shards may have been finished.
         """
-        path = Path(path)
+        path = place(path)
         manifest = Manifest.load(path)
         _require_same(path, manifest.request, _parse(request, path), options or {})
         return cls(path, manifest, None)
@@ -108,7 +114,11 @@ class ShardFolder:
         """A writer for shard ``index``; one at a time for each shard."""
         if not 0 <= index < self.request.shard_count:
             raise IndexError(f"shard {index} of {self.request.shard_count}")
-        return ShardWriter(self.path, self.request, index)
+        if isinstance(self.path, Path):
+            return ShardWriter(self.path, self.request, index)
+        if self._staging is None:
+            self._staging = tempfile.TemporaryDirectory(prefix="synthfast-")
+        return RemoteShardWriter(self.path, Path(self._staging.name), self.request, index)
 
     def finish(self) -> Manifest:
         """Record every shard in the manifest, mark it complete and remove the sidecars. Only for the lock's holder."""
@@ -121,7 +131,7 @@ class ShardFolder:
                 "run the same command again to complete it"
             )
         manifest = Manifest(self.request, tuple(shards[i] for i in range(len(shards))), complete=True)
-        atomic_write_json(self.path / MANIFEST, manifest.to_json())
+        write_object(self.path, MANIFEST, manifest.to_json())
         self.complete = True
         try:
             _remove_sidecars(self.path)
@@ -131,6 +141,9 @@ class ShardFolder:
 
     def close(self) -> None:
         """Release the lock."""
+        if self._staging is not None:
+            self._staging.cleanup()
+            self._staging = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -142,15 +155,16 @@ class ShardFolder:
         self.close()
 
 
-def _parse(request: Mapping[str, Any], path: Path) -> Request:
+def _parse(request: Mapping[str, Any], path: Folder) -> Request:
     # Through JSON and back, so that a tuple equals the list that was read from a manifest.
     return Request.parse(json.loads(json.dumps(request, allow_nan=False)), f"{path}: request")
 
 
-def _open_manifest(path: Path, request: Request, options: Mapping[str, str]) -> Manifest:
+def _open_manifest(path: Folder, request: Request, options: Mapping[str, str]) -> Manifest:
     """The manifest of a folder whose lock is held, made or healed as needed."""
-    if not (path / MANIFEST).exists():
-        strangers = sorted(set(os.listdir(path)) - {TEMPORARY_PREFIX + MANIFEST})
+    there = sizes(path)
+    if MANIFEST not in there:
+        strangers = sorted(set(there) - {TEMPORARY_PREFIX + MANIFEST, LOCK})
         if strangers:
             raise UsageError(
                 f"{path}: holds files ({strangers[0]}) but no {MANIFEST}, so it is no shard folder; "
@@ -159,32 +173,38 @@ def _open_manifest(path: Path, request: Request, options: Mapping[str, str]) -> 
         return _write_manifest(path, Manifest(request))
     manifest = Manifest.load(path)
     _require_same(path, manifest.request, request, options)
-    for leftover in path.glob(TEMPORARY_PREFIX + "*"):
-        leftover.unlink()
+    for name in there:
+        if name.startswith(TEMPORARY_PREFIX):
+            remove(path, name)
     recorded = finished_shards(path, manifest)
-    good = {index: entry for index, entry in recorded.items() if _is_whole(path, entry)}
+    good = {index: entry for index, entry in recorded.items() if _is_whole(path, entry, there)}
     if manifest.complete and len(good) == len(recorded):
         _remove_sidecars(path)
         return manifest
     if manifest.complete:  # shards were lost since: back to the state before ``finish``, to make them again
         for entry in good.values():
-            atomic_write_json(path / entry.span.sidecar_file, entry.to_json())
+            write_object(path, entry.span.sidecar_file, entry.to_json())
     _remove_sidecars(path, keep=good)
     return _write_manifest(path, Manifest(manifest.request)) if manifest.complete else manifest
 
 
-def _write_manifest(path: Path, manifest: Manifest) -> Manifest:
-    atomic_write_json(path / MANIFEST, manifest.to_json())
+def _write_manifest(path: Folder, manifest: Manifest) -> Manifest:
+    write_object(path, MANIFEST, manifest.to_json())
     return manifest
 
 
-def _require_same(path: Path, old: Request, new: Request, options: Mapping[str, str]) -> None:
+def _require_same(path: Folder, old: Request, new: Request, options: Mapping[str, str]) -> None:
     was, now = ({"format": each.format, **each.values} for each in (old, new))  # npy is not written down
     require_same(path, was, now, lambda key: options.get(key, key))
 
 
-def _is_whole(path: Path, entry: ShardEntry) -> bool:
-    """Whether the files are there in full size. Their content is for ``verify``: checking it here means reading all."""
+def _is_whole(path: Folder, entry: ShardEntry, there: Mapping[str, int]) -> bool:
+    """Whether the files are there in full size. Their content is for ``verify``: checking it here means reading all.
+
+    ``there``: the folder's files with their bytes.
+    """
+    if isinstance(path, str):
+        return all(there.get(file.file) == file.bytes for file in entry.files)
     try:
         for file in entry.files:
             shard_path(path, file)
@@ -193,8 +213,8 @@ def _is_whole(path: Path, entry: ShardEntry) -> bool:
     return True
 
 
-def _remove_sidecars(path: Path, keep: Mapping[int, ShardEntry] | None = None) -> None:
+def _remove_sidecars(path: Folder, keep: Mapping[int, ShardEntry] | None = None) -> None:
     kept = {entry.span.sidecar_file for entry in (keep or {}).values()}
-    for sidecar in path.glob("shard-*.json"):
-        if sidecar.name not in kept:
-            sidecar.unlink()
+    for name in sorted(sizes(path)):
+        if re.fullmatch(r"shard-.*\.json", name) and name not in kept:
+            remove(path, name)

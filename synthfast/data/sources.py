@@ -17,6 +17,7 @@ from synthfast.data.manifest import MANIFEST
 from synthfast.data.npy import read_npz
 from synthfast.data.published import Wanted
 from synthfast.data.shard_set import ShardSet
+from synthfast.data.storage import is_url
 from synthfast.data.tar_images import TAR_SUFFIXES, TarImages
 from synthfast.errors import SynthfastError, UsageError
 
@@ -67,8 +68,8 @@ def open_images(
             ``:train`` (default) or ``:test``, celeba also ``:valid``; ``folder:DIR`` (one subfolder per class, or flat
             and unlabelled); ``npz:FILE`` (``image`` uint8 [n, H, W] or [n, H, W, C], ``label`` integers [n] or none);
             ``cifar-binary:PATH`` (a file of CIFAR's binary version, or a folder of ``data_batch_1.bin`` and so on);
-            ``wds:PATH`` (a WebDataset tar, a folder of them, or a pattern such as ``wds:train-*.tar``); or the path of a shard
-            folder.
+            ``wds:PATH`` (a WebDataset tar, a folder of them, or a pattern such as ``wds:train-*.tar``); or the path or URL of
+            a shard folder.
         data_dir: where the published sets are looked for and downloaded to; ``data`` by default.
         download: fetch a missing published set through torchvision.
         image_size: side of the square that celeba and imagenet (64 by default), folders and WebDataset tars (as they are by
@@ -132,6 +133,8 @@ def _open_named(name: str, split: str, data_dir: Path, download: bool, image_siz
 
 
 def _open_path(source: str) -> ImageSet:
+    if is_url(source):
+        return ShardSet(source)
     path = Path(source)
     if (path / MANIFEST).exists():
         return ShardSet(path)

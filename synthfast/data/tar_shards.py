@@ -13,6 +13,7 @@ from synthfast.artifacts import os_error
 from synthfast.data.codec import Codec
 from synthfast.data.images import by_part
 from synthfast.data.manifest import Request, ShardEntry, shard_path
+from synthfast.data.storage import Folder
 from synthfast.data.tar import BLOCK, Members, Naming, padded
 from synthfast.data.tar_index import read_index
 from synthfast.errors import SynthfastError
@@ -28,13 +29,24 @@ class TarShard:
         labels: int64 [entry.span.count], or None in a set without classes.
     """
 
-    def __init__(self, folder: Path, request: Request, entry: ShardEntry, labels: np.ndarray | None) -> None:
+    def __init__(self, folder: Folder, request: Request, entry: ShardEntry, labels: np.ndarray | None) -> None:
         codec = request.codec
         assert codec is not None
         self._codec, self._entry, self._labels = codec, entry, labels
         self._naming = Naming(request.n, codec.name)
-        self.tar, self.index = (shard_path(folder, entry.parts[role]) for role in ("tar", "tar_index"))
-        self._lock = threading.Lock()
+        self._folder, self._lock = folder, threading.Lock()
+        if isinstance(folder, Path):
+            _ = self.tar, self.index  # their sizes are checked now; files at a URL are fetched when they are needed
+
+    @cached_property
+    def tar(self) -> Path:
+        """The tar's path."""
+        return shard_path(self._folder, self._entry.parts["tar"])
+
+    @cached_property
+    def index(self) -> Path:
+        """The path of DALI's index."""
+        return shard_path(self._folder, self._entry.parts["tar_index"])
 
     @cached_property
     def _sizes_and_offsets(self) -> tuple[np.ndarray, np.ndarray]:

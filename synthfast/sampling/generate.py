@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from synthfast import __version__, ops
 from synthfast.config import SampleConfig
 from synthfast.data import ShardFolder, ShardSet
 from synthfast.data.codec import DEFAULT_QUALITY
-from synthfast.data.grids import write_grid
+from synthfast.data.grids import grid_png
 from synthfast.data.manifest import Span
+from synthfast.data.storage import Folder, join, write_bytes
 from synthfast.data.png import COLOUR_TYPES
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
@@ -67,8 +67,8 @@ class Progress:
 class Sampled:
     """What a run left: the folder, its preview picture, images it held before and images made now, and the seconds."""
 
-    path: Path
-    preview: Path
+    path: Folder
+    preview: Folder
     kept: int
     made: int
     seconds: float
@@ -95,7 +95,7 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
     request = _request(config, generator, batch_size, ranks.device)
     options = {**_OPTIONS, **{f"solver.{key}": "--" + key.replace("_", "-") for key in request.get("solver") or {}}}
     options["solver.name"] = "--solver"
-    folder = _open(Path(config.out), request, options, ranks)
+    folder = _open(config.out, request, options, ranks)
     with folder:
         pending = list(folder.pending())
         to_make = sum(span.count for span in pending)
@@ -104,12 +104,11 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
         mine = [span for span in pending if span.index % ranks.world_size == ranks.rank]
         _make_shards(folder, mine, generator, plan, config.seed, batch_size, ranks.device, meter)
         ranks.barrier()
-        preview = folder.path / PREVIEW
         if ranks.is_first:
             folder.finish()
-            _write_preview(preview, folder.path, plan)
+            _write_preview(folder.path, plan)
         ranks.barrier()
-    return Sampled(folder.path, preview, config.n - to_make, to_make, meter.seconds)
+    return Sampled(folder.path, join(folder.path, PREVIEW), config.n - to_make, to_make, meter.seconds)
 
 
 def _label_plan(config: SampleConfig, generator: Generator) -> LabelPlan | None:
@@ -163,7 +162,7 @@ def _storage(config: SampleConfig, generator: Generator) -> dict[str, Any]:
     return {"format": "wds", "codec": "jpg", "quality": DEFAULT_QUALITY if config.quality is None else config.quality}
 
 
-def _open(path: Path, request: dict[str, Any], options: dict[str, str], ranks: Ranks) -> ShardFolder:
+def _open(path: str, request: dict[str, Any], options: dict[str, str], ranks: Ranks) -> ShardFolder:
     """Rank 0 makes or resumes the folder; the others join when it is there, or stop with the same error."""
     folder = ranks.on_first(lambda: ShardFolder.create_or_resume(path, request, options=options))
     return folder if folder is not None else ShardFolder.join(path, request, options=options)
@@ -267,8 +266,9 @@ def _checked(generator: Generator, images: Tensor, count: int) -> Tensor:
     return images
 
 
-def _write_preview(path: Path, folder: Path, plan: LabelPlan | None) -> None:
+def _write_preview(folder: Folder, plan: LabelPlan | None) -> None:
     """The first images; with balanced labels a column a class."""
     columns = min(len(plan.cycle) if plan is not None and len(plan.cycle) > 1 else 10, 20)
     images = ShardSet(folder)
-    write_grid(path, images.read(np.arange(min(len(images), columns * _PREVIEW_ROWS))), columns)
+    first = images.read(np.arange(min(len(images), columns * _PREVIEW_ROWS)))
+    write_bytes(folder, PREVIEW, grid_png(first, columns))

@@ -120,6 +120,8 @@ class ScoreFolder:
     def __init__(self, images: ShardSet, path: str | Path | None = None) -> None:
         self.images = images
         self.is_default = path is None
+        if path is None and isinstance(images.path, str):
+            raise UsageError(f"{images.name}: scores are not kept at URLs; give --scores-folder, a folder for them here")
         self.path = images.path / SCORES_FOLDER if path is None else Path(path)
         self.source = {"path": images.name, "fingerprint": images.fingerprint(), "count": len(images)}
 
