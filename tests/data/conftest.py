@@ -56,6 +56,12 @@ def write() -> Callable[..., None]:
     return toy_write
 
 
+@pytest.fixture(scope="module")
+def write_module() -> Callable[[Path, dict[str, Any]], None]:
+    """Write the usual request with some keys changed, for fixtures that a whole module shares."""
+    return lambda path, change: toy_write(path, {**REQUEST, **change})
+
+
 @pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """Every file of a folder by name."""

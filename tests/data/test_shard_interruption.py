@@ -8,12 +8,26 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from synthfast.data import ShardFolder, ShardSet, ShardWriter
 from synthfast.data.hashed_file import HashedFile
 from synthfast.errors import SynthfastError
+
+# Files of a shard, without its sidecar.
+FILES = {"npy": ["images.npy", "labels.npy"], "wds": ["tar", "idx", "labels.npy"]}
+
+
+@pytest.fixture(params=FILES)
+def request_values(request, request_values) -> dict[str, Any]:
+    """Every test here is for both formats."""
+    return request_values | ({"format": "wds", "codec": "png"} if request.param == "wds" else {})
+
+
+def files_of(values: dict[str, Any]) -> list[str]:
+    return FILES[values.get("format", "npy")]
 
 
 class Killed(BaseException):
@@ -46,8 +60,9 @@ def test_killed_before_any_step_the_next_run_completes(tmp_path, request_values,
     with pytest.MonkeyPatch.context() as patch:
         steps = operations(patch, None)
         write(tmp_path / "counted", request_values)
-    assert steps.count("replace") == 1 + 3 * 3 + 1 and steps.count("unlink") >= 3
-    for kill_at in range(len(steps)):
+    each = len(files_of(request_values)) + 1  # renames of a shard
+    assert steps.count("replace") == 1 + 3 * each + 1 and steps.count("unlink") >= 3
+    for kill_at in range(0, len(steps), each - 2):  # of tars every other step: there are more, of the same kinds
         out = tmp_path / f"killed-{kill_at}"
         with pytest.MonkeyPatch.context() as patch:
             operations(patch, kill_at)
@@ -61,8 +76,8 @@ def test_killed_before_any_step_the_next_run_completes(tmp_path, request_values,
             with pytest.raises(SynthfastError, match="incomplete"):
                 ShardSet(out)
         with ShardFolder.create_or_resume(out, request_values) as folder:
-            # The first rename is the manifest's; a shard's third is its sidecar's, and from then on it is kept.
-            kept = min(3, max(0, steps[:kill_at].count("replace") - 1) // 3)
+            # The first rename is the manifest's; a shard's last is its sidecar's, and from then on it is kept.
+            kept = min(3, max(0, steps[:kill_at].count("replace") - 1) // each)
             assert len(list(folder.pending())) == 3 - kept, f"killed before step {kill_at}: {steps[kill_at]}"
         write(out, request_values)
         assert contents(out) == expected, f"killed before step {kill_at}: {steps[kill_at]}"
@@ -76,10 +91,11 @@ def test_sidecar_comes_last_and_after_everything_is_on_the_disk(tmp_path, reques
     ShardFolder.create_or_resume(tmp_path / "out", request_values).close()
     steps.clear()
     write(tmp_path / "out", request_values, only=range(1))
-    names = ["shard-000000.images.npy", "shard-000000.labels.npy", "shard-000000.json"]
+    files = files_of(request_values)
+    names = [f"shard-000000.{suffix}" for suffix in [*files, "json"]]
     assert [step for step in steps if step != "fsync"] == names
-    assert steps[:2] == ["fsync", "fsync"] and steps.index(names[0]) == 2
-    assert "fsync" in steps[steps.index(names[1]) : steps.index(names[2])] and steps[-1] == "fsync"
+    assert steps[: len(files)] == ["fsync"] * len(files) and steps.index(names[0]) == len(files)
+    assert "fsync" in steps[steps.index(names[-2]) : steps.index(names[-1])] and steps[-1] == "fsync"
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path, request_values, contents, shards):
@@ -93,12 +109,13 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, request_values, content
 def test_killed_while_mending_a_complete_set(tmp_path, request_values, write, contents, shards):
     expected = contents(shards)
     with pytest.MonkeyPatch.context() as patch:
-        (shards / "shard-000001.images.npy").unlink()
+        lost = shards / f"shard-000001.{files_of(request_values)[0]}"
+        lost.unlink()
         steps = operations(patch, None)
         write(shards, request_values)
     assert contents(shards) == expected
-    for kill_at in range(len(steps)):
-        (shards / "shard-000001.images.npy").unlink()
+    for kill_at in range(0, len(steps), len(files_of(request_values)) - 1):
+        lost.unlink()
         with pytest.MonkeyPatch.context() as patch:
             operations(patch, kill_at)
             with pytest.raises(Killed):
