@@ -21,6 +21,7 @@ from synthfast.attacks.base import float32_below
 from synthfast.attacks.losses import cw_margin
 from synthfast.attacks.pgd import pgd_maximize
 from synthfast.data import ImageSet
+from synthfast.data.loaders import resident
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.bank import Bank
 from synthfast.models.classifier_parts import Normalize
@@ -91,8 +92,7 @@ class TrainingSets:
         device: torch.device,
     ) -> TrainingSets:
         """From sets of images, which are read whole."""
-        sets = (real, synthetic, real_validation, synthetic_validation)
-        return cls(*(torch.from_numpy(images.read(np.arange(len(images)))).to(device) for images in sets))
+        return cls(*(resident([images], device) for images in (real, synthetic, real_validation, synthetic_validation)))
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,15 @@ from torch import Tensor, nn
 
 from synthfast.artifacts import load_tensors
 from synthfast.assets import DIGITS_CLASSIFIER
-from synthfast.data import ImageSet
+from synthfast.data import ImageSet, loaders
+from synthfast.data.loaders import Batch
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
 from synthfast.models.timm_classifier import timm_config
 from synthfast.parallel import in_order
-from synthfast.training.batches import read_batch, to_unit
+from synthfast.training.batches import to_unit
 
 FEATURES = "pixels, classifier, classifier:DIR, inception, inception:FILE, dinov2, timm:NAME"
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
@@ -100,8 +101,9 @@ class Features:
         mine = range(len(batches)) if ranks is None else range(ranks.rank, len(batches), ranks.world_size)
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
 
-        def make(number: int) -> tuple[int, Tensor]:
-            found = self(read_batch(images, batches[number])[0])
+        def make(part: tuple[int, Batch]) -> tuple[int, Tensor]:
+            number, batch = part
+            found = self(batch.images)
             if not bool(found.isfinite().all()):
                 first, last = batches[number][0], batches[number][-1]
                 raise SynthfastError(
@@ -110,7 +112,8 @@ class Features:
                 )
             return number, found
 
-        yield from in_order(make, mine, threads)
+        with contextlib.closing(loaders.stream(images, [batches[number] for number in mine], self.device)) as read:
+            yield from in_order(make, zip(mine, read, strict=True), threads)
 
     def compute(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,6 +20,7 @@ from synthfast.assets import DIGITS_CLASSIFIER
 from synthfast.attacks.pgd import pgd_maximize
 from synthfast.config import SamplesConfig
 from synthfast.data import Chosen, ImageSet, ShardSet, open_images
+from synthfast.data.loaders import Augment, Batch, stream
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.models.classifiers import load_classifier
@@ -35,7 +37,6 @@ from synthfast.scoring.features import DIGITS_SHAPE, Features, load_features, sp
 from synthfast.scoring.memorization import Memorization, check_enough, check_null_share
 from synthfast.scoring.neighbours import k_nearest, kth_distances, within_counts
 from synthfast.selection.score_files import ScoreFolder
-from synthfast.training.batches import read_batch, to_unit
 
 L2_RADIUS = 0.02  # of the discriminators, for 8x8 grey images
 _SCORING = 1  # raised whenever the same facts would give other numbers
@@ -123,9 +124,10 @@ class Scorer(ABC):
     def warnings(self, notes: Mapping[str, Any]) -> list[str]:
         return []
 
-    def batches(self, items: np.ndarray, make: Callable[[np.ndarray], tuple[Tensor, ...]]) -> list[np.ndarray]:
-        """``make`` of every batch of ``items``, a batch a thread, as one array for each of what it returns."""
-        parts = list(in_order(make, split(items, self.batch_size), self.threads))
+    def batches(self, items: np.ndarray, make: Callable[[Batch], tuple[Tensor, ...]]) -> list[np.ndarray]:
+        """``make`` of every batch of ``items``, images in [0, 1], a batch a thread, as one array for each of what it returns."""
+        with contextlib.closing(stream(self.images, split(items, self.batch_size), self.device, Augment())) as read:
+            parts = list(in_order(make, read, self.threads))
         return [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
 
     def feature_tensor(self, features: Features, images: ImageSet) -> Tensor:
@@ -199,7 +201,7 @@ class _Discriminator(Scorer):
         measured = []
         for half in range(2):
             sample = np.sort(halves[half][:_ALIGNED_BY])
-            margins = self.batches(sample, lambda part, judge=1 - half: self._margins(part, judge))
+            margins = self.batches(sample, lambda batch, judge=1 - half: self._margins(batch, judge))
             quartiles = [np.quantile(each.astype(np.float64), (0.25, 0.5, 0.75)) for each in margins]
             measured.append([(float(middle), float(high - low)) for low, middle, high in quartiles])
         self.scale = [measured[0], measured[1]]
@@ -252,10 +254,10 @@ class _Discriminator(Scorer):
         }
         _write_state(path, result.network.state_dict(), key, found)
 
-    def _margins(self, items: np.ndarray, half: int) -> tuple[Tensor, Tensor]:
+    def _margins(self, batch: Batch, half: int) -> tuple[Tensor, Tensor]:
         """The worst margin in the ball and that of the image itself, by one of the networks: float32 [k] each."""
         network = self.networks[half]
-        x = to_unit(read_batch(self.images, items)[0], self.device)
+        x = batch.images
 
         def loss(images: Tensor) -> Tensor:
             logits = network(images)
@@ -276,7 +278,7 @@ class _Discriminator(Scorer):
             here = np.flatnonzero(self.half_of[items] == half)
             if not len(here):
                 continue
-            margins = self.batches(items[here], lambda part, judge=1 - half: self._margins(part, judge))
+            margins = self.batches(items[here], lambda batch, judge=1 - half: self._margins(batch, judge))
             for kind, each in enumerate(margins):
                 (middle, spread), (to_middle, to_spread) = self.scale[half][kind], self.scale[0][kind]
                 factor = to_spread / spread if spread > 0 and to_spread > 0 else 1.0
@@ -369,14 +371,14 @@ class _Confidence(Scorer):
     def prepare(self, folder: ScoreFolder, tell: Tell) -> None:
         """The classifier is all that is needed."""
 
-    def _judge(self, items: np.ndarray) -> tuple[Tensor, ...]:
-        pixels, labels = read_batch(self.images, items)
+    def _judge(self, batch: Batch) -> tuple[Tensor, ...]:
+        x, labels = batch
         with torch.inference_mode():
-            probability = self.network(to_unit(pixels, self.device)).double().softmax(1)
+            probability = self.network(x).double().softmax(1)
         highest, predicted = probability.max(1)
         if labels is None:
             return highest.float(), predicted
-        return probability.gather(1, labels.to(self.device)[:, None])[:, 0].float(), highest.float(), predicted
+        return probability.gather(1, labels[:, None])[:, 0].float(), highest.float(), predicted
 
     def score(self, items: np.ndarray) -> Columns:
         names = ("confidence", "confidence_max", "predicted")

@@ -62,7 +62,7 @@ def stream(
     kind: str = "auto",
     workers: int | None = None,
 ) -> Batches:
-    """Batches of one set that is read through once: the images ``batches`` (int64 [k] each), none of more than the first."""
+    """Batches of one set that is read through once: the images ``batches`` (int64 [k] each), in their order."""
     loader = open_loader(kind, [images], device, augment, workers=workers, once=True)
     return loader.batches(lambda number: Wanted((batches[number],)), 0, len(batches))
 

@@ -8,6 +8,7 @@ for bit. Only jpg on a GPU, where nvJPEG decodes, may differ from what ``read`` 
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from synthfast import ops
 from synthfast.data.images import ImageSet
-from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, read_bytes, cpus_of_rank
+from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, cpus_of_rank, read_bytes
 from synthfast.data.loaders.encoded import encoded_images, plain_images
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import prefetch
@@ -67,7 +68,6 @@ class DaliLoader(Loader):
         self.encoded = [encoded_images(images) for images in sets]
 
     def batches(self, plan: Plan, first: int, last: int) -> Batches:
-        """See :class:`Loader`. No batch may be larger than the first."""
         plan = _remembered(plan)
         flows = []
         for decode in (False, True):
@@ -77,11 +77,8 @@ class DaliLoader(Loader):
 
         def make(number: int) -> tuple[Wanted, Tensor, Tensor | None]:
             wanted = plan(number)
-            pixels = torch.empty((len(wanted), *self.shape), dtype=torch.uint8, device=self.device)
-            parts = pixels.split([len(items) for items in wanted.items])
-            for flow in flows:
-                flow.take(wanted, parts)
-            return wanted, pixels, self._labels(wanted)
+            found = [flow.take(wanted) for flow in flows]
+            return wanted, found[0] if len(flows) == 1 else _merged(flows, found, wanted), self._labels(wanted)
 
         for wanted, pixels, labels in prefetch(make, first, last):
             yield self._finished(pixels, labels, wanted, augmented=True)
@@ -97,65 +94,63 @@ class _Flow:
     """
 
     def __init__(self, loader: DaliLoader, numbers: Sequence[int], decode: bool, batches: Iterator[Wanted]) -> None:
-        self._loader, self._numbers, self._decode, self._batches = loader, numbers, decode, batches
+        self.numbers, self._loader, self._decode, self._batches = numbers, loader, decode, batches
         self._under_way: collections.deque[Wanted] = collections.deque()
         self._pipeline: Any = None
-        self._largest = 0
+        self._too_large: Wanted | None = None  # a batch that the pipeline was not made for
 
-    def take(self, wanted: Wanted, parts: Sequence[Tensor]) -> None:
-        """Write the images of the next batch into ``parts``, uint8 [k, H, W, C] for each set of the loader."""
-        count = self._count(wanted)
+    def take(self, wanted: Wanted) -> Tensor:
+        """The images of the next batch, uint8 [k, H, W, C] on the device, one set after the other."""
+        count, loader = self._count(wanted), self._loader
+        pixels = torch.empty((count, *loader.shape), dtype=torch.uint8, device=loader.device)
         if count == 0:
-            return
+            return pixels
         if self._pipeline is None:
-            self._largest = count
-            self._pipeline = _pipeline(self._loader, self._decode, count, self._fed())
+            self._pipeline = _pipeline(loader, self._decode, count, self._fed(count))
         try:
             (found,) = self._pipeline.run()
+        except StopIteration:  # it was made for smaller batches
+            self._pipeline = None
+            return self.take(wanted)
         except RuntimeError as error:
             raise self._explained(error) from error
         self._under_way.popleft()
-        first, *others = [parts[k] for k in self._numbers if len(parts[k])]
-        pixels = first if not others else torch.empty((count, *first.shape[1:]), dtype=torch.uint8, device=first.device)
         _copy(found.as_tensor(), pixels)
-        if others:
-            for target, part in zip(
-                [first, *others], pixels.split([len(each) for each in [first, *others]]), strict=True
-            ):
-                target.copy_(part)
+        return pixels
 
     def _count(self, wanted: Wanted) -> int:
-        return sum(len(wanted.items[k]) for k in self._numbers)
+        return sum(len(wanted.items[k]) for k in self.numbers)
 
-    def _fed(self) -> Iterator[tuple[Any, ...]]:
-        """Files or bytes of the images of each batch, and what :func:`draw_crops` gives."""
+    def _fed(self, most: int) -> Iterator[tuple[Any, ...]]:
+        """Files or bytes of the images of each batch, and what :func:`draw_crops` gives; ends before one with more images."""
         loader = self._loader
-        for wanted in self._batches:
+        for wanted in itertools.chain([self._too_large] if self._too_large else [], self._batches):
             count = self._count(wanted)
             if count == 0:
                 continue
-            if count > self._largest:
-                raise ValueError(f"a batch may not be larger than the first of {self._largest} images, found {count}")
+            if count > most:
+                self._too_large = wanted
+                return
             images: Any = []
             if self._decode:
-                for k in self._numbers:
+                for k in self.numbers:
                     images += plain_images(loader.sets[k], loader.encoded[k], wanted.items[k])
             else:
-                sets, items = zip(*((loader.sets[k], wanted.items[k]) for k in self._numbers), strict=True)
+                sets, items = zip(*((loader.sets[k], wanted.items[k]) for k in self.numbers), strict=True)
                 images = read_bytes(sets, items).numpy()
             drawn: list[np.ndarray] = []
             if wanted.index is not None:
                 ends = np.cumsum([0, *map(len, wanted.items)])
-                index = np.concatenate([wanted.index[ends[k] : ends[k + 1]] for k in self._numbers])
+                index = np.concatenate([wanted.index[ends[k] : ends[k + 1]] for k in self.numbers])
                 drawn = draw_crops(index, loader.augment or Augment())
             self._under_way.append(wanted)
             yield images, *drawn
 
     def _explained(self, error: RuntimeError) -> SynthfastError:
         """What is wrong with an image that DALI refuses, in the words of the set that it is from."""
-        sets = [self._loader.sets[k] for k in self._numbers]
+        sets = [self._loader.sets[k] for k in self.numbers]
         for wanted in self._under_way:
-            for k, images in zip(self._numbers, sets, strict=True):
+            for k, images in zip(self.numbers, sets, strict=True):
                 for item in wanted.items[k]:
                     try:
                         images.read(np.array([item]))
@@ -164,6 +159,14 @@ class _Flow:
         names = ", ".join(dict.fromkeys(images.name for images in sets))
         reason = " ".join(str(error).rpartition("encountered:")[2].split())[:160]
         return SynthfastError(f"{names}: DALI cannot read an image that others can ({reason}); take --loader torch")
+
+
+def _merged(flows: Sequence[_Flow], found: Sequence[Tensor], wanted: Wanted) -> Tensor:
+    """What several pipelines gave, in the order of the sets."""
+    parts = {}
+    for flow, pixels in zip(flows, found, strict=True):
+        parts |= dict(zip(flow.numbers, pixels.split([len(wanted.items[k]) for k in flow.numbers]), strict=True))
+    return torch.cat([parts[k] for k in sorted(parts)])
 
 
 def _pipeline(loader: DaliLoader, decode: bool, batch_size: int, source: Iterator[tuple[Any, ...]]) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from synthfast.data.images import ArrayImages, Chosen, ImageSet
 from synthfast.data.loaders.base import Augment, Batch, Batches, Loader, Plan, ReadingLoader, Wanted, read_bytes
 from synthfast.data.shard_set import ShardSet
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import prefetch
 
 _FILLED = 0.8  # share of the free memory that images may take; the rest is for the training
@@ -42,14 +42,17 @@ class ResidentLoader(Loader):
         """``rows``, ``places``: an array that holds the images already, and for each set where its images are in it: indices,
         or the first of them."""
         super().__init__(sets, device, augment)
-        if rows is None:
-            rows = resident(sets, device)
-            places = np.cumsum([0, *map(len, sets[:-1])]).tolist()
-        assert places is not None
-        self._rows, self._places = rows, places
-        self._bytes = rows.numpy().reshape(len(rows), -1) if device.type == "cpu" else None
+        self._rows = rows
+        self._places = np.cumsum([0, *map(len, sets[:-1])]).tolist() if places is None else places
 
     def batches(self, plan: Plan, first: int, last: int) -> Batches:
+        if first >= last:
+            return
+        if self._rows is None:  # a run that is finished needs none
+            self._rows = resident(self.sets, self.device)
+        held = self._rows
+        pixels = held.numpy().reshape(len(held), -1) if held.device.type == "cpu" else None
+
         def look_up(number: int) -> tuple[Wanted, Tensor, Tensor | None]:
             wanted = plan(number)
             parts = [
@@ -57,17 +60,17 @@ class ResidentLoader(Loader):
                 for place, items in zip(self._places, wanted.items, strict=True)
             ]
             rows = torch.from_numpy(np.concatenate(parts))
-            if self._bytes is not None:
-                _fetch(self._bytes, rows)
+            if pixels is not None:
+                _fetch(pixels, rows)
             return wanted, self._pinned(rows), self._labels(wanted)
 
         for wanted, rows, labels in prefetch(look_up, first, last):
             rows = rows.to(self.device, non_blocking=True)
             labels = None if labels is None else labels.to(self.device, non_blocking=True)
             if self.augment is None:
-                yield Batch(self._rows[rows], labels)
+                yield Batch(held[rows], labels)
             else:
-                yield Batch(self._augmented(self._rows, rows, wanted, self.augment), labels)
+                yield Batch(self._augmented(held, rows, wanted, self.augment), labels)
 
 
 class MappedLoader(ReadingLoader):
@@ -120,7 +123,13 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def resident(sets: Sequence[ImageSet], device: torch.device) -> Tensor:
-    """All images of the sets, one set after the other: uint8 [M, H, W, C] on the device, read in chunks of bounded size."""
+    """All images of the sets, one set after the other: uint8 [M, H, W, C] on the device, read in chunks of bounded size.
+
+    Raises SynthfastError where they do not fit into the free memory.
+    """
+    problem = does_not_fit(sets, device)
+    if problem is not None:
+        raise SynthfastError(f"{', '.join(images.name for images in sets)}: {problem}; take fewer images")
     shape = sets[0].shape
     rows = torch.empty((sum(map(len, sets)), *shape), dtype=torch.uint8, device=device)
     step, at = max(1, _CHUNK // math.prod(shape)), 0
