@@ -10,9 +10,10 @@ import torch
 from synthfast.config.fields import LOADERS
 from synthfast.data.images import Chosen, ImageSet
 from synthfast.data.loaders.base import Augment, Batches, Loader, Wanted, cpus_of_rank
-from synthfast.data.loaders.dali import DaliLoader, import_dali
+from synthfast.data.loaders.dali import DaliLoader
 from synthfast.data.loaders.device import does_not_fit, in_arrays, open_device
 from synthfast.data.loaders.encoded import encoded_images, is_plain
+from synthfast.data.loaders.pipelines import import_dali
 from synthfast.data.loaders.workers import TorchLoader
 from synthfast.data.shard_set import ShardSet
 from synthfast.errors import UsageError
@@ -64,7 +65,20 @@ def stream(
 ) -> Batches:
     """Batches of one set that is read through once: the images ``batches`` (int64 [k] each), in their order."""
     loader = open_loader(kind, [images], device, augment, workers=workers, once=True)
+    if isinstance(loader, DaliLoader) and augment in (None, Augment()) and _is_one_pass(images, batches):
+        assert isinstance(images, ShardSet)
+        return loader.in_order(images, len(batches[0]))
     return loader.batches(lambda number: Wanted((batches[number],)), 0, len(batches))
+
+
+def _is_one_pass(images: ImageSet, batches: Sequence[np.ndarray]) -> bool:
+    """Whether ``batches`` are all of a shard folder of tars in order, each but the last of one size."""
+    if not (isinstance(images, ShardSet) and images.format == "wds") or sum(map(len, batches)) != len(images):
+        return False
+    size = len(batches[0])
+    return all(
+        np.array_equal(part, np.arange(k * size, k * size + len(part))) for k, part in enumerate(batches)
+    ) and all(len(part) == size for part in batches[:-1])
 
 
 def _fastest(sets: Sequence[ImageSet], device: torch.device, once: bool) -> str:

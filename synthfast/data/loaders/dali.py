@@ -20,23 +20,11 @@ from synthfast import ops
 from synthfast.data.images import ImageSet
 from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, cpus_of_rank, read_bytes
 from synthfast.data.loaders.encoded import encoded_images, plain_images
-from synthfast.errors import SynthfastError, UsageError
+from synthfast.data.loaders.in_order import InOrder
+from synthfast.data.loaders.pipelines import AHEAD, copy_out, decode_files, explained, import_dali, make_pipeline
+from synthfast.data.shard_set import ShardSet
+from synthfast.errors import UsageError
 from synthfast.parallel import prefetch
-
-_AHEAD = 2  # batches in a pipeline
-
-
-def import_dali() -> Any:
-    """The package ``nvidia.dali``; UsageError where it is not installed."""
-    try:
-        import nvidia.dali.fn
-        import nvidia.dali.types
-    except ImportError as error:
-        raise UsageError(
-            "--loader dali: needs the package nvidia-dali-cuda130 (or -cuda120), which is not installed; "
-            "pip install 'synthfast[dali]'"
-        ) from error
-    return nvidia.dali
 
 
 class DaliLoader(Loader):
@@ -83,6 +71,19 @@ class DaliLoader(Loader):
         for wanted, pixels, labels in prefetch(make, first, last):
             yield self._finished(pixels, labels, wanted, augmented=True)
 
+    def in_order(self, images: ShardSet, batch_size: int) -> Batches:
+        """All images of one of the sets, which is a shard folder of tars, from the first to the last, neither cropped nor
+        mirrored."""
+        source = InOrder(images, batch_size, self.device, threads=self.threads)
+
+        def make(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
+            items, pixels = next(source)
+            wanted = Wanted((items,))
+            return wanted, pixels, self._labels(wanted)
+
+        for wanted, pixels, labels in prefetch(make, 0, -(-len(images) // batch_size)):
+            yield self._finished(pixels, labels, wanted, augmented=True)
+
 
 class _Flow:
     """A pipeline and the sets that go through it.
@@ -113,9 +114,10 @@ class _Flow:
             self._pipeline = None
             return self.take(wanted)
         except RuntimeError as error:
-            raise self._explained(error) from error
+            asked = [(loader.sets[k], under_way.items[k]) for under_way in self._under_way for k in self.numbers]
+            raise explained(error, asked) from error
         self._under_way.popleft()
-        _copy(found.as_tensor(), pixels)
+        copy_out(found.as_tensor(), pixels)
         return pixels
 
     def _count(self, wanted: Wanted) -> int:
@@ -146,20 +148,6 @@ class _Flow:
             self._under_way.append(wanted)
             yield images, *drawn
 
-    def _explained(self, error: RuntimeError) -> SynthfastError:
-        """What is wrong with an image that DALI refuses, in the words of the set that it is from."""
-        sets = [self._loader.sets[k] for k in self.numbers]
-        for wanted in self._under_way:
-            for k, images in zip(self.numbers, sets, strict=True):
-                for item in wanted.items[k]:
-                    try:
-                        images.read(np.array([item]))
-                    except SynthfastError as found:
-                        return found
-        names = ", ".join(dict.fromkeys(images.name for images in sets))
-        reason = " ".join(str(error).rpartition("encountered:")[2].split())[:160]
-        return SynthfastError(f"{names}: DALI cannot read an image that others can ({reason}); take --loader torch")
-
 
 def _merged(flows: Sequence[_Flow], found: Sequence[Tensor], wanted: Wanted) -> Tensor:
     """What several pipelines gave, in the order of the sets."""
@@ -171,31 +159,20 @@ def _merged(flows: Sequence[_Flow], found: Sequence[Tensor], wanted: Wanted) -> 
 
 def _pipeline(loader: DaliLoader, decode: bool, batch_size: int, source: Iterator[tuple[Any, ...]]) -> Any:
     """A pipeline from what ``source`` yields to the bytes of images, cropped and mirrored."""
-    dali, augment, on_gpu = import_dali(), loader.augment or Augment(), loader.device.type == "cuda"
+    augment, dali = loader.augment or Augment(), import_dali()
     fn, types = dali.fn, dali.types
     fed = [(types.UINT8, 1, "") if decode else (types.UINT8, 3, "HWC")]
     fed += [(types.INT32, 1, "")] if augment.crop else []
     fed += [(types.INT32, 0, "")] if augment.flip else []
     dtype, ndim, layout = map(list, zip(*fed, strict=True))
-    pipeline = dali.Pipeline(
-        batch_size=batch_size,
-        num_threads=loader.threads,
-        device_id=loader.device.index if on_gpu else None,
-        prefetch_queue_depth=_AHEAD,
-    )
+    pipeline = make_pipeline(batch_size, loader.threads, loader.device)
     with pipeline:
         images, *drawn = fn.external_source(
             source=source, num_outputs=len(fed), batch=True, dtype=dtype, ndim=ndim, layout=layout
         )
         if decode:
-            images = fn.decoders.image(
-                images,
-                device="mixed" if on_gpu else "cpu",
-                output_type=types.GRAY if loader.shape[2] == 1 else types.RGB,  # ANY_DATA is not safe with grey jpg
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,  # as PIL does it
-            )
-        elif on_gpu:
+            images = decode_files(images, loader.shape, loader.device)
+        elif loader.device.type == "cuda":
             images = images.gpu()
         if augment.crop:
             shape = loader.shape[:2]
@@ -222,18 +199,6 @@ def draw_crops(index: np.ndarray, augment: Augment) -> list[np.ndarray]:
     return [start] * bool(augment.crop) + [mirrored] * augment.flip
 
 
-def _copy(found: Any, pixels: Tensor) -> None:
-    """From DALI's memory, which it uses again, into a tensor."""
-    from nvidia.dali.plugin.pytorch import feed_ndarray
-
-    if pixels.device.type == "cpu":
-        feed_ndarray(found, pixels)
-        return
-    stream = torch.cuda.current_stream(pixels.device)
-    feed_ndarray(found, pixels, cuda_stream=stream)
-    stream.synchronize()
-
-
 def _remembered(plan: Plan) -> Plan:
     """A plan that several ask, each for ascending numbers and at most a few apart, without being made more than once."""
     known: dict[int, Wanted] = {}
@@ -241,7 +206,7 @@ def _remembered(plan: Plan) -> Plan:
     def ask(number: int) -> Wanted:
         if number not in known:
             known[number] = plan(number)
-            known.pop(number - 4 * _AHEAD, None)
+            known.pop(number - 4 * AHEAD, None)
         return known[number]
 
     return ask
