@@ -38,19 +38,20 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> 
     return figure, list(axes)
 
 
-def write_png(figure: Figure, path: str | Path) -> None:
-    """Write the figure atomically, without the version and date that would change its bytes."""
-    buffer = io.BytesIO()
+def write_png(figure: Figure, path: str | Path | io.BytesIO) -> None:
+    """Write the figure, to a file atomically, without the version and date that would change its bytes."""
+    buffer = path if isinstance(path, io.BytesIO) else io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    atomic_write_bytes(path, buffer.getvalue())
+    if not isinstance(path, io.BytesIO):
+        atomic_write_bytes(path, buffer.getvalue())
 
 
-def inflection_figure(curves: Mapping[str, Any], path: str | Path) -> None:
+def inflection_figure(curves: Mapping[str, Any], path: str | Path | io.BytesIO) -> None:
     """Gains over training on real images alone, in points, against the number of synthetic images.
 
     Args:
         curves: of the result of ``synthfast inflection`` (see :func:`synthfast.evaluation.inflection.compare`).
-        path: PNG file.
+        path: PNG file, or where its content goes.
     """
     figure, axes = new_figure(9.5, 4, columns=2)
     titles = {"accuracy_gain": "Gain in accuracy", "robust_accuracy_gain": "Gain in robust accuracy"}
@@ -79,12 +80,12 @@ def inflection_figure(curves: Mapping[str, Any], path: str | Path) -> None:
     write_png(figure, path)
 
 
-def rank_figure(generators: Mapping[str, Any], correlations: Mapping[str, Any], path: str | Path) -> None:
+def rank_figure(generators: Mapping[str, Any], correlations: Mapping[str, Any], path: str | Path | io.BytesIO) -> None:
     """Each score against the robust accuracy, a point a generator, with 95% intervals.
 
     Args:
         generators, correlations: of the result of ``synthfast rank`` (see :func:`synthfast.scoring.rank.rank_result`).
-        path: PNG file.
+        path: PNG file, or where its content goes.
     """
     scores = [name for name in SCORES if name in correlations]
     columns = min(4, len(scores))
@@ -124,13 +125,13 @@ def _bar(entry: Mapping[str, Any], scale: float) -> list[list[float]] | None:
     ]
 
 
-def arc_figure(curve: Mapping[str, Any], metrics: Mapping[str, Any], path: str | Path) -> None:
+def arc_figure(curve: Mapping[str, Any], metrics: Mapping[str, Any], path: str | Path | io.BytesIO) -> None:
     """Success of robust discriminators against the radius: raw values with intervals, the monotone fit, and ARC as an area.
 
     Args:
         curve: "arc" of the ``curves`` of a result of ``synthfast score arc``.
         metrics: of the same result.
-        path: PNG file.
+        path: PNG file, or where its content goes.
     """
     figure, (axis,) = new_figure(6.5, 4)
     eps, raw = curve["eps"], curve["accuracy"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import tempfile
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from synthfast.report import figures
 from synthfast.scoring.names import METRICS
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
-# Command to the function that draws its figure into a PNG file.
-_FIGURES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
-    "inflection": lambda result, path: figures.inflection_figure(result["curves"], path),
-    "rank": lambda result, path: figures.rank_figure(result["generators"], result["correlations"], path),
-    "score arc": lambda result, path: figures.arc_figure(result["curves"]["arc"], result["metrics"], path),
+# Command to the function that draws its figure as PNG.
+_FIGURES: dict[str, Callable[[Mapping[str, Any], io.BytesIO], None]] = {
+    "inflection": lambda result, png: figures.inflection_figure(result["curves"], png),
+    "rank": lambda result, png: figures.rank_figure(result["generators"], result["correlations"], png),
+    "score arc": lambda result, png: figures.arc_figure(result["curves"]["arc"], result["metrics"], png),
 }
 _LOWER_BETTER = {name for name, (_, more_is_better, _) in METRICS.items() if not more_is_better}
 
@@ -154,10 +154,9 @@ def _figure(result: Mapping[str, Any]) -> str | None:
     draw = _FIGURES.get(result["command"])
     if draw is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.png"
-        draw(result, path)
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    png = io.BytesIO()
+    draw(result, png)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
