@@ -18,6 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthfast.artifacts import load_tensors
+from synthfast.data import verify
+from synthfast.training.state import STATE_FILE, load_notes
+
 PATIENCE = 240  # seconds until a process that does nothing is taken for hung
 
 
@@ -177,20 +181,20 @@ COMMANDS = {
         *("out", "out", "out/shard-000000.json"),
     ),
     "diffusion": Command(
-        ("train", "generator", *FEW, "--steps", 8, "--batch-size", 4), "out", "out", "out/samples-000002.png"
+        ("train", "generator", *FEW, "--steps", 6, "--batch-size", 4), "out", "out", "out/samples-000002.png"
     ),
     "gan": Command(
-        ("train", "generator", "--arch", "gan", *FEW, "--steps", 8, "--batch-size", 4),
+        ("train", "generator", "--arch", "gan", *FEW, "--steps", 6, "--batch-size", 4),
         *("out", "out", "out/samples-000002.png"),
     ),
     "classifier": Command(
-        ("train", "classifier", *FEW, "--steps", 8, "--batch-size", 8, "--ema", 0.9, "--validation", 20),
+        ("train", "classifier", *FEW, "--steps", 6, "--batch-size", 8, "--ema", 0.9, "--validation", 20),
         *("out", "out", "out/config.json"),
     ),
     "arc": Command(
         (
-            *("score", "arc", *RANDOM, "--discriminator", "linear", "--eps", "0:0.5:6", "--steps", 40),
-            *("--batch-size", 32, "--bootstrap", 100),
+            *("score", "arc", *RANDOM, "--discriminator", "linear", "--eps", "0:0.4:5", "--steps", 25),
+            *("--batch-size", 32, "--bootstrap", 100, "--measure-steps", 10, "--restarts", 1),
         ),
         *("out.json", "out.json.progress", "out.json.progress/facts.json"),
     ),
@@ -257,3 +261,94 @@ def world(run: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(world: Path, tmp_path: Path) -> Path:
     """A copy of the world of a test's own."""
     return Path(shutil.copytree(world, tmp_path / "copy"))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an undisturbed run leaves in a copy of the world, and how long it takes."""
+
+    left: dict[str, bytes]
+    seconds: float
+    world: Path
+
+    def differing(self, folder: Path) -> list[str]:
+        """The names of the files that another copy of the world, or an empty folder, does not hold alike."""
+        return differences(beyond(folder, self.world), self.left)
+
+
+def comparable(files: dict[str, bytes]) -> dict[str, object]:
+    """Every file byte for byte, but that results are without seconds and what was made by which run, and that the metadata of a
+    state, which come in any order, are parsed."""
+    found: dict[str, object] = {}
+    for name, data in files.items():
+        if name.endswith(".json") and "seconds" in (result := json.loads(data)):
+            del result["seconds"]
+            result.get("curves", {}).get("arc", {}).pop("seconds", None)
+            for score in result.get("scores", {}).values():  # of score samples
+                del score["made"]
+            found[name] = result
+        elif name.endswith(STATE_FILE):
+            found[name] = sorted_state(data)
+        else:
+            found[name] = data
+    return found
+
+
+def sorted_state(data: bytes) -> tuple[object, ...]:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return header.pop("__metadata__"), header, data[8 + size :]
+
+
+def differences(files: dict[str, bytes], others: dict[str, bytes]) -> list[str]:
+    found, expected = comparable(files), comparable(others)
+    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+
+
+@pytest.fixture(scope="session")
+def reference(run: Start, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+    """``reference("sample")``: each command once, undisturbed."""
+    made: dict[str, Reference] = {}
+
+    def get(name: str) -> Reference:
+        if name not in made:
+            folder = Path(shutil.copytree(world, tmp_path_factory.mktemp(name) / "copy"))
+            begin = time.monotonic()
+            ran = run(folder, *COMMANDS[name].line)
+            assert ran.status == 0, ran.err
+            seconds = time.monotonic() - begin
+            made[name] = Reference(beyond(folder, world), seconds, world)
+        return made[name]
+
+    return get
+
+
+def beyond(folder: Path, world: Path) -> dict[str, bytes]:
+    """What a copy of the world holds beyond it."""
+    given = tree(world).keys()
+    return {name: data for name, data in tree(folder).items() if name not in given}
+
+
+@pytest.fixture(scope="session")
+def left_in(world: Path) -> Callable[[Path], dict[str, bytes]]:
+    return lambda folder: beyond(folder, world)
+
+
+def check_files(folder: Path) -> None:
+    """Files under their own names are whole, and shards that count as finished are as recorded."""
+    out = folder / "out"
+    if (out / "manifest.json").exists():
+        assert [line for line in verify(out) if "incomplete" not in line] == []
+    if out.exists():
+        load_notes(out)
+    for path in folder.rglob("*.safetensors"):
+        if not path.name.startswith(".tmp-"):
+            load_tensors(path)
+    for path in folder.rglob("*.json"):
+        if not path.name.startswith(".tmp-"):
+            json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def nothing_half_done() -> Callable[[Path], None]:
+    return check_files

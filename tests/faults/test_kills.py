@@ -7,6 +7,7 @@ that nothing disturbs. A run that comes to its end before it is killed is compar
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -18,76 +19,17 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
-from synthfast.artifacts import load_tensors
-from synthfast.data import verify
-from synthfast.training.state import STATE_FILE, load_notes
+from synthfast.training.state import STATE_FILE
 
 KILLS = int(os.environ.get("SYNTHFAST_SOAK", "3"))
 PATIENCE = 240
 KILLED = ("sample", "diffusion", "gan", "classifier", "arc")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What an undisturbed run leaves, and how long it takes."""
-
-    left: dict[str, object]
-    seconds: float
-
-
-def comparable(files: dict[str, bytes]) -> dict[str, object]:
-    """Every file byte for byte, but that seconds are left out of results, and that a state counts by its tensors, because its
-    metadata come in any order."""
-    found: dict[str, object] = {}
-    for name, data in files.items():
-        if name.endswith(".json") and "seconds" in (result := json.loads(data)):
-            del result["seconds"]
-            result.get("curves", {}).get("arc", {}).pop("seconds", None)
-            found[name] = result
-        elif name.endswith(STATE_FILE):
-            found[name] = sorted_state(data)
-        else:
-            found[name] = data
-    return found
-
-
-def sorted_state(data: bytes) -> tuple[object, ...]:
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    return header.pop("__metadata__"), header, data[8 + size :]
-
-
-def differences(found: dict[str, object], expected: dict[str, object]) -> list[str]:
-    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-
-
-@pytest.fixture(scope="module")
-def reference(run, commands, world, contents, tmp_path_factory):
-    """``reference("sample")``: each command once, undisturbed."""
-    made: dict[str, Reference] = {}
-
-    def get(name: str) -> Reference:
-        if name not in made:
-            folder = Path(shutil.copytree(world, tmp_path_factory.mktemp(name) / "copy"))
-            begin = time.monotonic()
-            ran = run(folder, *commands[name].line)
-            assert ran.status == 0, ran.err
-            made[name] = Reference(comparable(results(folder, world, contents)), time.monotonic() - begin)
-        return made[name]
-
-    return get
-
-
-def results(folder: Path, world: Path, contents) -> dict[str, bytes]:
-    """What a copy of the world holds beyond it."""
-    given = contents(world).keys()
-    return {name: data for name, data in contents(folder).items() if name not in given}
 
 
 def clear(folder: Path, world: Path) -> None:
@@ -104,30 +46,15 @@ def moments(name: str) -> Iterator[float]:
     return ((stretch + draw.random()) / KILLS for stretch in stretches)
 
 
-def nothing_half_done(folder: Path) -> None:
-    """What a kill may leave: files under their names are whole, and shards that count as finished are as recorded."""
-    out = folder / "out"
-    if (out / "manifest.json").exists():
-        assert [line for line in verify(out) if "incomplete" not in line] == []
-    if out.exists():
-        load_notes(out)
-        for path in out.rglob("*.safetensors"):
-            if not path.name.startswith(".tmp-"):
-                load_tensors(path)
-    for path in folder.rglob("*.json"):
-        if not path.name.startswith(".tmp-"):
-            json.loads(path.read_text())
-
-
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
-    start, run, commands, world, reference, contents, copy, name
+    start, run, commands, world, reference, left_in, nothing_half_done, copy, name
 ):
     expected, words, told = reference(name), commands[name].line, []
 
     def compare(ran) -> None:
         assert ran.status == 0, (told, ran.err)
-        assert differences(comparable(results(copy, world, contents)), expected.left) == [], told
+        assert expected.differing(copy) == [], told
 
     seconds = expected.seconds
     for part in moments(name):
@@ -144,7 +71,7 @@ def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
         else:
             pytest.fail(f"five runs ended within {part * seconds:.3f} s, the first took {expected.seconds:.3f} s")
         running.kill()
-        left = sorted(results(copy, world, contents))
+        left = sorted(left_in(copy))
         told.append(f"killed after {part * seconds:.3f} s of {seconds:.3f}, which left {left}")
         nothing_half_done(copy)
     compare(run(copy, *words))
@@ -215,15 +142,17 @@ def kill(process: subprocess.Popen[str], whom: str) -> str:
     return said
 
 
-def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(commands, world, reference, contents, tmp_path):
+def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(
+    commands, world, reference, left_in, nothing_half_done, tmp_path
+):
     """All of the launch, the launcher alone (its ranks then end by themselves) or a single rank."""
-    expected, ranks, told = reference("sample").left, TwoRanks(tmp_path, commands["sample"].line), []
+    expected, ranks, told = reference("sample"), TwoRanks(tmp_path, commands["sample"].line), []
 
     def compare(process: subprocess.Popen[str]) -> None:
         output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, (told, errors)
         assert output.count("images/s") <= 1  # one rank speaks for both
-        assert differences(comparable(results(tmp_path, world, contents)), expected) == [], told
+        assert expected.differing(tmp_path) == [], told
 
     begin = time.monotonic()
     process = ranks.start()
@@ -250,29 +179,44 @@ def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(commands, world
         else:
             pytest.fail(f"five runs ended before they could be killed, the last one within {moment:.3f} s")
         kill(process, whom)
-        left = sorted(results(tmp_path, world, contents))
+        left = sorted(left_in(tmp_path))
         told.append(f"{whom} killed {moment:.3f} s after {'the first shard' if at_work else 'the start'}, left {left}")
         nothing_half_done(tmp_path)
     compare(ranks.start())
     print(*told, sep="\n")
 
 
-def test_the_comparison_sees_a_difference(reference, tmp_path):
-    """Weights, pictures, numbers of a result and bytes of shards."""
-    for name, file in (("diffusion", "out/" + STATE_FILE), ("arc", "out.json"), ("sample", "out/preview.png")):
-        left = reference(name).left
-        assert differences(left, left) == [] and file in left
-        changed = {key: value for key, value in left.items() if key != file}
-        assert differences(changed, left) == [file]
-    state = {"a": torch.zeros(2)}
-    from safetensors.torch import save
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
 
-    one, other, third = (
-        comparable({"out/" + STATE_FILE: save(tensors, metadata)})
-        for tensors, metadata in (
-            (state, {"step": "1", "b": "2"}),
-            (state, {"b": "2", "step": "1"}),
-            ({"a": torch.ones(2)}, {}),
-        )
+
+def test_the_comparison_sees_a_difference(reference, tmp_path):
+    """Files that are missing or more, a bit of a shard, a number of a result, a weight of a state; not the order of metadata."""
+    shards, result = reference("sample").left, reference("arc").left
+    assert reference("sample").differing(write(tmp_path / "same", shards)) == []
+    file = "out/shard-000007.images.npy"
+    changed = {**shards, file: shards[file][:-1] + bytes([shards[file][-1] ^ 1]), "out/more": b""}
+    del changed["out/preview.png"]
+    assert reference("sample").differing(write(tmp_path / "shards", changed)) == ["out/more", "out/preview.png", file]
+    values = json.loads(result["out.json"])
+    values["seconds"] = 1e9
+    assert (
+        reference("arc").differing(write(tmp_path / "slow", {**result, "out.json": json.dumps(values).encode()})) == []
     )
-    assert differences(one, other) == [] and differences(one, third)
+    values["metrics"]["arc"]["value"] += 1e-9
+    other = {**result, "out.json": json.dumps(values).encode()}
+    assert reference("arc").differing(write(tmp_path / "other", other)) == ["out.json"]
+    state, name = {"a": torch.zeros(2)}, "out/" + STATE_FILE
+    expected = dataclasses.replace(reference("sample"), left={name: save(state, {"step": "1", "b": "2"})})
+    for number, (tensors, metadata, same) in enumerate(
+        (
+            (state, {"b": "2", "step": "1"}, True),
+            (state, {"b": "2", "step": "2"}, False),
+            ({"a": torch.tensor([0, 1e-30])}, {"b": "2", "step": "1"}, False),
+        )
+    ):
+        folder = write(tmp_path / f"state-{number}", {name: save(tensors, metadata)})
+        assert (expected.differing(folder) == []) is same

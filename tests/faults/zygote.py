@@ -45,8 +45,9 @@ def run(request: dict) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if seen is not None:
+        told = json.dumps(sorted(seen))
         with open(request["audit"], "w") as file:
-            json.dump(sorted(seen), file)
+            file.write(told)
     os._exit(status)
 
 
@@ -75,15 +76,23 @@ def watch() -> set[str]:
             path, _, flags = arguments
             if isinstance(path, (str, bytes, os.PathLike)) and isinstance(flags, int) and flags & writing:
                 seen.add(os.path.abspath(os.fsdecode(path)))
-        elif event in changes:
+        elif (
+            event in changes
+        ):  # paths, then numbers, the last of which may be that of the folder that they are relative to
+            folder = (
+                os.readlink(f"/proc/self/fd/{arguments[-1]}") if event.startswith("os.r") and arguments[-1] > 2 else ""
+            )
             paths = (each for each in arguments if isinstance(each, (str, bytes, os.PathLike)))
-            seen.update(os.path.abspath(os.fsdecode(path)) for path in paths)
+            seen.update(os.path.abspath(os.path.join(folder, os.fsdecode(path))) for path in paths)
 
     sys.addaudithook(hook)
     return seen
 
 
 def serve() -> None:
+    import matplotlib.backends.backend_agg
+    import matplotlib.font_manager  # noqa: F401
+
     import synthfast.cli.sample
     import synthfast.data
     import synthfast.report.figures
