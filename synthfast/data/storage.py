@@ -167,7 +167,7 @@ def remote(url: str) -> Iterator[tuple[Any, str]]:
         raise SynthfastError(f"{url}: needs the package fsspec; install it with pip install fsspec") from error
     protocol, _, rest = url.partition("://")
     if "::" in url or not rest:
-        raise UsageError(f"{url}: expected a URL of one protocol and a path; {_KNOWN}")
+        raise UsageError(f"{url}: not a URL of one protocol and a path; {_KNOWN}")
     try:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
