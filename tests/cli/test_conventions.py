@@ -15,9 +15,12 @@ from synthfast.config import (
     AccuracyConfig,
     ArcConfig,
     ClassifierConfig,
+    ExportConfig,
     FidConfig,
     GeneratorConfig,
+    ImportConfig,
     InflectionConfig,
+    MergeConfig,
     PrdcConfig,
     RankConfig,
     ReportConfig,
@@ -25,6 +28,8 @@ from synthfast.config import (
     SampleConfig,
     SamplesConfig,
     SelectConfig,
+    SplitConfig,
+    StatsConfig,
 )
 
 GROUPS = {"": "sample, train", "train": "generator", "score": "accuracy", "shards": "ls"}
@@ -44,6 +49,11 @@ COMMANDS = {
     "report": ReportConfig,
     "shards ls": None,
     "shards verify": None,
+    "shards stats": StatsConfig,
+    "shards export": ExportConfig,
+    "shards import": ImportConfig,
+    "shards merge": MergeConfig,
+    "shards split": SplitConfig,
     "info": None,
 }
 
@@ -110,6 +120,7 @@ def test_version(cli):
         ("score accuracy --colour", "No such option '--colour'"),
         ("shards ls --colour", "No such option '--colour'"),
         ("shards verify --colour", "No such option '--colour'"),
+        ("shards export --colour", "No such option '--colour'"),
         ("info --colour", "No such option '--colour'"),
         ("sample 100", "Got unexpected extra argument (100)"),
         ("train generator digits", "Got unexpected extra argument (digits)"),
