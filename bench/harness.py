@@ -46,6 +46,7 @@ class Case:
         bytes_moved: memory traffic of the fused operation, for the bandwidth column; None where it means nothing.
         items, unit: work done by one call, such as 256 images; None to report milliseconds only.
         warm: the check calls every variant, and a call takes seconds: there is no further warm-up.
+        facts: more to report of a variant, by its name; filled by the check. What ends in "_per_image" is in the table.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     items: int | None = None
     unit: str = "images"
     warm: bool = False
+    facts: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -153,6 +155,7 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             entry[f"{case.unit}_per_second"] = case.items / middle
         if case.bytes_moved is not None and name == case.ours:
             entry["gigabytes_per_second"] = case.bytes_moved / middle / 1e9
+        entry.update(case.facts.get(name, {}))
         variants[name] = entry
     return {"case": case.name, "ours": case.ours, "variants": variants}
 
@@ -214,7 +217,7 @@ def table(report: Mapping[str, Any]) -> str:
             low, high = entry["quartiles_ms"]
             ratio = "1" if name == case["ours"] else f"{entry['times_ours']:.2f} ({entry['times_ours_by_round']:.2f})"
             rates = [
-                f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith("_second")
+                f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith(("_second", "_per_image"))
             ]
             marked = f"**{name}**" if name == case["ours"] else name
             lines.append(
