@@ -217,7 +217,9 @@ def table(report: Mapping[str, Any]) -> str:
             low, high = entry["quartiles_ms"]
             ratio = "1" if name == case["ours"] else f"{entry['times_ours']:.2f} ({entry['times_ours_by_round']:.2f})"
             rates = [
-                f"{value:,.0f} {key.replace('_per_', '/')}" for key, value in entry.items() if key.endswith(("_second", "_per_image"))
+                f"{value:,.0f} {key.replace('_per_', '/')}"
+                for key, value in entry.items()
+                if key.endswith(("_second", "_per_image"))
             ]
             marked = f"**{name}**" if name == case["ours"] else name
             lines.append(

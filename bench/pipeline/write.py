@@ -5,12 +5,12 @@
 Encoding is from an array to PNG files in memory. Peers are Pillow at compress_level 1, its fastest useful setting, and at its
 default, on one thread as it is usually called and on a thread a core, and torchvision's encoder at level 1.
 
-A folder is one shard. Ours hashes every file and waits until all is on the disk; the peers (Pillow into webdataset's TarWriter, or
-into Python's tarfile with a fixed header, and numpy.save of a whole array) do neither. The process is kept on --threads CPUs.
+A folder is one shard. Ours hashes every file and waits until all is on the disk; the peers (Pillow into webdataset's TarWriter,
+or into Python's tarfile with a fixed header, and numpy.save of a whole array) do neither. The process is kept on --threads CPUs.
 
-8x8x1 and 28x28x1 are the embedded digits, the latter enlarged; 32x32x3 and 64x64x3 are pieces of the two photographs that come with
-scikit-learn, shrunk to a third and a half, so that they have the detail of small natural images and no traces of jpg. The check:
-every variant's images are the given ones (jpg: what Pillow's encoder gives), and every PNG is opened by Pillow.
+8x8x1 and 28x28x1 are the embedded digits, the latter enlarged; 32x32x3 and 64x64x3 are pieces of the two photographs that come
+with scikit-learn, shrunk to a third and a half, so that they have the detail of small natural images and no traces of jpg. The
+check: every variant's images are the given ones (jpg: what Pillow's encoder gives), and every PNG is opened by Pillow.
 """
 
 from __future__ import annotations
