@@ -223,16 +223,47 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, atomically. Channels-last weights are stored in their logical order."""
-    atomic_write_bytes(path, tensors_bytes(tensors, metadata))
+    """Write named tensors as safetensors, atomically. Channels-last weights are stored in their logical order.
 
-
-def tensors_bytes(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
-    """Named tensors as the content of a safetensors file."""
+    The metadata get a "digest" of them and of the tensors, by which :func:`load_kept` knows whether anything changed since.
+    """
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(plain, metadata=metadata)
+    metadata = metadata or {}
+    atomic_write_bytes(path, save(plain, metadata={**metadata, _DIGEST: _digest(plain, metadata)}))
+
+
+_DIGEST = "digest"
+
+
+def _digest(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    import torch
+
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode("utf-8", "backslashreplace"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name!r} {tensor.dtype} {list(tensor.shape)}".encode("utf-8", "backslashreplace"))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_kept(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors and the metadata of a file of :func:`save_tensors`; a bit that changed since is a SynthfastError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    except SafetensorError as error:
+        raise SynthfastError(f"{path}: not a valid safetensors file ({error}); restore or remake it") from error
+    except OSError as error:
+        raise os_error(path, error) from error
+    expected = metadata.pop(_DIGEST, None)
+    if expected != (found := _digest(tensors, metadata)):
+        raise SynthfastError(f"{path}: damaged, expected the digest {expected}, found {found}; restore or remake it")
+    return tensors, metadata
 
 
 # What torch.load raises on damaged bytes, beyond the UnpicklingError and RuntimeError that it promises.
@@ -318,9 +349,11 @@ def save_checkpoint(folder: str | os.PathLike, kind: str, config: dict[str, Any]
         config: JSON values that rebuild the model.
         tensors: the weights by name.
     """
+    from safetensors.torch import save
+
     folder = Path(folder)
     make_folder(folder)
-    weights = tensors_bytes(tensors)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": CHECKPOINT_FORMAT, "kind": kind, "sha256": hashlib.sha256(weights).hexdigest()}
     files = {folder / CHECKPOINT_WEIGHTS: weights, folder / CHECKPOINT_CONFIG: json_bytes({**header, **config})}
     atomic_write_files(files)

@@ -9,8 +9,18 @@ import torch
 from torch import nn
 
 from synthfast.data import ImageSet
+from synthfast.errors import SynthfastError
 from synthfast.evaluation.interval import share
 from synthfast.training.batches import read_batch, to_unit
+
+
+def require_finite(logits: torch.Tensor, items: np.ndarray, images: ImageSet) -> None:
+    """SynthfastError unless the logits of these images are all finite numbers."""
+    if not bool(logits.isfinite().all()):
+        raise SynthfastError(
+            f"images {items[0]} to {items[-1]} of {images.name}: expected finite logits, found NaN or infinity; "
+            "check the classifier's weights"
+        )
 
 
 def predict(
@@ -21,8 +31,11 @@ def predict(
     total = len(images) if count is None else min(count, len(images))
     with torch.inference_mode():
         for first in range(0, total, batch_size):
-            pixels, _ = read_batch(images, np.arange(first, min(first + batch_size, total)))
-            predictions.append(model(to_unit(pixels, device)).argmax(1).cpu().numpy())
+            items = np.arange(first, min(first + batch_size, total))
+            pixels, _ = read_batch(images, items)
+            logits = model(to_unit(pixels, device))
+            require_finite(logits, items, images)
+            predictions.append(logits.argmax(1).cpu().numpy())
     return np.concatenate(predictions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from synthfast.artifacts import Lock, atomic_write_bytes
 from synthfast.attacks import Attack
 from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
-from synthfast.errors import SynthfastError, UsageError
+from synthfast.errors import UsageError
+from synthfast.evaluation.accuracy import require_finite
 from synthfast.evaluation.interval import share
 from synthfast.evaluation.progress import open_progress
 from synthfast.parallel import in_order
@@ -125,11 +127,7 @@ def _run(
         x, y, _ = batch(items)
         with torch.inference_mode():
             logits = model(x)
-        if not bool(logits.isfinite().all()):
-            raise SynthfastError(
-                f"images {items[0]} to {items[-1]} of {images.name}: expected finite logits, found NaN or infinity; "
-                "check the classifier's weights"
-            )
+        require_finite(logits, items, images)
         return (logits.argmax(1) != y).cpu().numpy()
 
     def fooled_by(attack: Attack) -> Callable[[np.ndarray], np.ndarray]:
@@ -174,7 +172,7 @@ def _take(ranks: Ranks, counter: str, parts: int) -> Iterator[int]:
 
 
 class _State:
-    """Finished batches on disk: a file of one byte an image for each, beside the facts they were made under.
+    """Finished batches on disk: a file of one byte an image for each and a checksum, beside the facts they were made under.
 
     A context manager, in which no other process writes the folder.
     """
@@ -206,11 +204,18 @@ class _State:
             data = self._path(stage, part).read_bytes()
         except OSError:
             return None
-        return np.frombuffer(data, np.uint8).astype(bool) if len(data) == count else None
+        outcomes, check = data[:count], data[count:]
+        return np.frombuffer(outcomes, np.uint8).astype(bool) if check == _check(outcomes) else None
 
     def write(self, stage: int, part: int, broken: np.ndarray) -> None:
         if self._folder is not None:
-            atomic_write_bytes(self._path(stage, part), broken.astype(np.uint8).tobytes())
+            outcomes = broken.astype(np.uint8).tobytes()
+            atomic_write_bytes(self._path(stage, part), outcomes + _check(outcomes))
+
+
+def _check(outcomes: bytes) -> bytes:
+    """What stands behind a batch's outcomes, so that one that was damaged is done again."""
+    return hashlib.sha256(outcomes).digest()[:8]
 
 
 def attack_facts(attacks: Sequence[tuple[str, Attack]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,16 +108,20 @@ def train_and_test(
 
 
 def kept(path: Path, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
-    """The scores in ``path`` if they were made under the same facts (JSON values); else ``make()``, called on every rank, which
-    then lies there."""
+    """The scores in ``path`` if they were made under the same facts (JSON values) and are not damaged; else ``make()``, called on
+    every rank, which then lies there."""
     facts = json.loads(json.dumps(facts))
     if path.exists():
         found = read_json(path, "score")
-        if found.get("facts") == facts:
+        if found.get("facts") == facts and found.get("sha256") == _sha256(found.get("scores")):
             return found["scores"]
     result = make()
     ranks.barrier()
     if ranks.is_first:
-        atomic_write_json(path, {"facts": facts, "scores": result})
+        atomic_write_json(path, {"facts": facts, "scores": result, "sha256": _sha256(result)})
     ranks.barrier()
     return result
+
+
+def _sha256(scores: Any) -> str:
+    return hashlib.sha256(json.dumps(scores).encode()).hexdigest()

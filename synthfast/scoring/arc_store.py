@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthfast.artifacts import atomic_write_json, load_tensors, read_json, save_tensors
+from synthfast.artifacts import atomic_write_json, load_kept, read_json, save_tensors
+from synthfast.errors import SynthfastError
 from synthfast.evaluation.progress import open_progress
 from synthfast.scoring.arc_measure import Outcomes
 
@@ -68,11 +70,16 @@ class Store:
         return self._folder / f"radius-{float(eps)!r}.{ending}"
 
     def read(self, eps: float) -> Measured | None:
-        """A finished radius; None if it is not there."""
+        """A finished radius; None if it is not there, or is damaged and must be made again."""
         if self._folder is None or not self._path(eps, "json").exists():
             return None
-        numbers = read_json(self._path(eps, "json"), "radius")
-        tensors = load_tensors(self._path(eps, "safetensors"))
+        try:
+            numbers = read_json(self._path(eps, "json"), "radius")
+            tensors, metadata = load_kept(self._path(eps, "safetensors"))
+        except SynthfastError:
+            return None
+        if metadata != {"numbers": json.dumps(numbers)}:
+            return None
         real, synthetic = (tensors.pop(f"outcomes.{kind}").numpy() for kind in ("real", "synthetic"))
         state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
         outcomes = Outcomes(real, synthetic, numbers["runs"])
@@ -86,6 +93,6 @@ class Store:
         tensors = {f"state.{name}": tensor for name, tensor in radius.state.items()}
         tensors["outcomes.real"] = torch.from_numpy(outcomes.real)
         tensors["outcomes.synthetic"] = torch.from_numpy(outcomes.synthetic)
-        save_tensors(self._path(radius.eps, "safetensors"), tensors)
         numbers = {"runs": outcomes.runs, **{name: getattr(radius, name) for name in _NUMBERS}}
+        save_tensors(self._path(radius.eps, "safetensors"), tensors, {"numbers": json.dumps(numbers)})
         atomic_write_json(self._path(radius.eps, "json"), numbers)

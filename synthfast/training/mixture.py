@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthfast.artifacts import load_tensors, make_checkpoint_folder, save_tensors
+from synthfast.artifacts import load_kept, make_checkpoint_folder, save_tensors
 from synthfast.config import ALL_IMAGES, ClassifierConfig
 from synthfast.data import Chosen, ImageSet, ShardSet
 from synthfast.data.loaders import Augment, Wanted, stream
 from synthfast.data.selection import Selection, read_selection
 from synthfast.distributed import Ranks
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 from synthfast.models.classifiers import load_classifier
 from synthfast.models.frozen import freeze
 from synthfast.training.batches import EpochOrder
@@ -252,13 +252,19 @@ def _labels(network: Any, images: ImageSet, path: Path, ranks: Ranks) -> np.ndar
     make_checkpoint_folder(path.parent, "classifier")
     ranks.barrier()
     if path.exists():
-        return load_tensors(path)["labels"].numpy()
+        return load_kept(path)[0]["labels"].numpy()
     labels = torch.full((len(images),), -1)
     first_ones = range(0, len(images), _LABEL_BATCH)[ranks.rank :: ranks.world_size]
     parts = [np.arange(first, min(first + _LABEL_BATCH, len(images))) for first in first_ones]
     with torch.no_grad():
         for items, (x, _) in zip(parts, stream(images, parts, ranks.device, Augment()), strict=True):
-            labels[items] = network(x).argmax(1).cpu()
+            logits = network(x)
+            if not bool(logits.isfinite().all()):
+                raise SynthfastError(
+                    f"images {items[0]} to {items[-1]} of {images.name}: expected finite logits, found NaN or infinity; check "
+                    "the weights of --pseudo-labels"
+                )
+            labels[items] = logits.argmax(1).cpu()
     labels = ranks.maximum(labels)
     if ranks.is_first:
         save_tensors(path, {"labels": labels})

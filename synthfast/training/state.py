@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthfast.artifacts import Lock, load_tensors, save_tensors
+from synthfast.artifacts import Lock, load_kept, save_tensors
 from synthfast.data.manifest import require_same
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError
@@ -82,7 +82,10 @@ def load_state(
     old = {key: value for key, value in metadata["config"].items() if key not in may_differ}
     new = {key: value for key, value in json.loads(json.dumps(dict(config))).items() if key not in may_differ}
     require_same(folder, old, new, lambda key: (options or {}).get(key, "--" + key.replace("_", "-")))
-    tensors = load_tensors(path)
+    try:
+        tensors, _ = load_kept(path)
+    except SynthfastError as error:
+        raise SynthfastError(f"{error}, or remove it to start again") from error
     try:
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, name))

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from synthfast.artifacts import Lock, load_kept, save_tensors
+from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
-from synthfast.training.state import STATE_FILE, load_state, save_state
+from synthfast.training.state import STATE_FILE, exclusive, load_state, save_state
 
 CONFIG = {"lr": 0.1, "name": "toy", "flip": None, "steps": 10}
 
@@ -80,12 +82,10 @@ def test_a_state_of_another_architecture_is_refused(saved):
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors of a state file and leave its metadata."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
+    """Change the tensors of a state file and leave its metadata; the digest is right."""
+    tensors, metadata = load_kept(path)
     change(tensors)
-    save_file(tensors, path, metadata)
+    save_tensors(path, tensors, metadata)
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,45 @@ def test_a_state_with_other_metadata_is_refused(tmp_path, metadata):
     with pytest.raises(SynthfastError, match="not a readable training state") as caught:
         load_state(tmp_path, CONFIG, *network())
     assert "remove it to start again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_anywhere_is_refused(saved):
+    path = saved[0] / STATE_FILE
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).choice(len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(place) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(SynthfastError) as caught:
+            load_state(saved[0], CONFIG, *network())
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    assert load_state(saved[0], CONFIG, *network()) == 2
+
+
+def test_a_state_without_a_digest_is_refused(saved):
+    path = saved[0] / STATE_FILE
+    tensors, metadata = load_kept(path)
+    save_file(tensors, path, metadata)
+    with pytest.raises(
+        SynthfastError, match=r"damaged, expected the digest None, found .*, or remove it to start again$"
+    ):
+        load_state(saved[0], CONFIG, *network())
+
+
+def test_a_run_keeps_others_out_and_sees_who_was_there_before(saved):
+    folder, *state = saved
+    with Ranks("cpu") as ranks:
+        with exclusive(folder, 2, ranks), pytest.raises(SynthfastError, match="another process is writing this folder"):
+            Lock(folder)
+        save_state(folder, 3, CONFIG, *state)
+        with pytest.raises(
+            SynthfastError, match="has trained here since step 2 was loaded, found step 3; run the same"
+        ):
+            exclusive(folder, 2, ranks).__enter__()
+        with pytest.raises(ZeroDivisionError), exclusive(folder, 3, ranks):
+            raise ZeroDivisionError
+        Lock(folder).close()
+        (folder / STATE_FILE).unlink()
+        with exclusive(folder, 0, ranks):
+            pass
