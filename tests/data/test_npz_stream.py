@@ -164,6 +164,20 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path, save):
         ShardSet(tmp_path / "out")
 
 
+@pytest.mark.parametrize("member", ["image", "label"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("n", [3, 1000, 200_000])
+def test_the_checksum_counts_up_to_the_last_byte(tmp_path, save, member, n):
+    """The content is as it was, its checksum in the directory is another: found when the last image is read."""
+    path = tmp_path / "a.npz"
+    save(path, image=np.zeros((n, 4, 4), np.uint8), label=np.zeros(n, np.int64))
+    with zipfile.ZipFile(path) as archive:
+        crc = archive.getinfo(f"{member}.npy").CRC
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", crc), struct.pack("<I", crc ^ 1)))
+    with pytest.raises(SynthfastError, match="Bad CRC-32"):
+        NpzStream(path, "npz").read(np.arange(n))
+
+
 def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in members.items():
@@ -249,6 +263,7 @@ def test_any_damage_is_found_or_harmless(tmp_path_factory, changes, cut, whole):
         return
     expected = np.load(io.BytesIO(WHOLE))
     assert zlib.crc32(pixels) == zlib.crc32(expected["image"]) and found.shape == (4, 4, 1)
+    assert found.labels is None or found.labels.tolist() == expected["label"].tolist()
 
 
 def test_memory_stays_flat_whatever_the_number_of_images(tmp_path):

@@ -421,6 +421,32 @@ def test_the_limit_removes_what_was_not_used_for_longest(tmp_path, monkeypatch, 
     assert len(cached(tmp_path)) == 3  # all in use
 
 
+def test_a_file_that_was_used_again_is_kept_longer(tmp_path, monkeypatch, write, request_values):
+    write(URL, {**request_values, "classes": None})
+    files = [entry.parts["images"] for entry in ShardSet(URL).manifest.shards]
+    for age, file in ((300, files[0]), (900, files[1])):
+        path = fetch(URL, file)
+        os.utime(path, (time.time() - age,) * 2)
+    fetch(URL, files[1])
+    monkeypatch.setattr(remote_cache, "_asked_for", set())
+    monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "1300")
+    fetch(URL, files[2])
+    assert cached(tmp_path) == ["shard-000001.images.npy", "shard-000002.images.npy"]
+
+
+def test_a_file_without_end_is_not_fetched_to_its_end(monkeypatch, write, request_values):
+    write(URL, request_values)
+    entry = ShardSet(URL).manifest.shards[0].parts["images"]
+
+    def endless(folder, name):
+        yield from (b"x" * 100 for _ in range(10))
+        raise AssertionError("read on, though more has come than there may be")
+
+    monkeypatch.setattr(remote_cache, "_chunks", endless)
+    with pytest.raises(SynthfastError, match=f"expected {entry.bytes} bytes, found more than {entry.bytes}"):
+        fetch(URL, entry)
+
+
 def test_a_limit_that_is_no_size_is_one_line(monkeypatch, write, request_values):
     write(URL, request_values)
     monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "much")

@@ -292,6 +292,23 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
         images.read(np.array([0]))
 
 
+def test_tars_put_together_by_cat_are_refused(tmp_path):
+    """Readers stop at the first end, and would lose the rest without a word."""
+    parts = [tar(tmp_path / f"{k}.tar", samples(rows)).read_bytes() for k, rows in enumerate((range(3), range(3, 5)))]
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "a.tar").write_bytes(b"".join(parts))
+    refused(tmp_path / "both" / "a.tar", "goes on after the end of the tar file")
+
+
+@pytest.mark.parametrize("place", [0, 99, 110, 140, 300])
+def test_a_header_that_does_not_fit_its_checksum_is_refused(tmp_path, place):
+    path = tar(tmp_path / "a.tar", samples(range(3)))
+    data = bytearray(path.read_bytes())
+    data[1024 + place] ^= 1
+    path.write_bytes(data)
+    refused(path, "damaged at byte 1024")
+
+
 def test_nothing_that_fits_is_one_line(tmp_path):
     for path in (tmp_path / "none.tar", tmp_path, tmp_path / "x-*.tar"):
         with pytest.raises(SynthfastError, match="expected a tar file, a folder of them, or a pattern"):

@@ -310,6 +310,20 @@ def test_a_balanced_split_has_a_share_of_every_class(shuffle):
         assert [order[:486][labels[order[:486]] == k].max() for k in (0, 1, 2, 4)] == [299, 549, 629, 645]
 
 
+def test_without_shuffle_a_part_keeps_the_order_of_the_whole(tmp_path, toy, request_values):
+    pixels, _ = toy(request_values)
+    request = {"n": 23, "shape": [4, 5, 3], "classes": 2, "shard_size": 23}
+    with ShardFolder.create_or_resume(tmp_path / "blocks", request) as folder:
+        with folder.writer(0) as writer:
+            writer.append(pixels, np.repeat([1, 0], [13, 10]))
+            writer.commit()
+        folder.finish()
+    parts = parts_of(tmp_path, tmp_path / "blocks", sizes="10,13", balanced=True)
+    for part in parts:
+        rows = rows_of(part, ShardSet(tmp_path / "blocks"))
+        assert rows == sorted(rows) and len(set(part.labels.tolist())) == 2
+
+
 def test_a_balanced_split_is_off_by_little_where_classes_do_not_divide(tmp_path, shards):
     parts = parts_of(tmp_path, shards, parts=3, balanced=True)
     whole = np.bincount(ShardSet(shards).labels, minlength=7)
