@@ -30,7 +30,9 @@ class ExportConfig:
         choices=EXPORT_FORMATS,
     )
     out: str | None = option(None, "Folder for the result; for npz the file.", metavar="PATH")
-    selection: str | None = option(None, "Only the images of this selection (see synthfast select).", metavar="FILE")
+    selection: str | None = option(
+        None, "Only the images of this selection (see synthfast select), without its weights.", metavar="FILE"
+    )
     shard_size: int = option(10_000, f"npy, wds: {_SHARD_SIZE[0].lower()}{_SHARD_SIZE[1:]}")
     codec: str | None = option(None, _CODEC, choices=CODECS)
     quality: int | None = option(None, _QUALITY)

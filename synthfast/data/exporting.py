@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from synthfast import __version__
@@ -10,11 +9,10 @@ from synthfast.config import ExportConfig
 from synthfast.data.copying import Copied, Layout, Report, copy_to_shards, origin_of, shard_request
 from synthfast.data.export_folder import write_cifar, write_folder
 from synthfast.data.images import Chosen, ImageSet
-from synthfast.data.importing import OPTIONS
+from synthfast.data.importing import OPTIONS, open_in_order
 from synthfast.data.npz_stream import write_npz
 from synthfast.data.selection import read_selection
-from synthfast.data.sources import open_images
-from synthfast.data.storage import is_url
+from synthfast.data.storage import is_url, place
 from synthfast.errors import UsageError
 
 _OPTIONS = {**OPTIONS, "classes": "DIR (its classes)", "format": "--to", "to": "--to", "selection": "--selection"}
@@ -32,7 +30,7 @@ def export_images(config: ExportConfig, report: Report | None = None) -> Copied:
         SynthfastError: damaged data, another process writing there, or a disk at fault.
     """
     source = config.source[0]
-    images = open_images(source, data_dir=Path(config.data_dir))
+    images = open_in_order(source, config.data_dir)
     selection = None if config.selection is None else read_selection(config.selection, images)
     origin = origin_of(images, source, selection)
     if selection is not None:
@@ -47,7 +45,7 @@ def export_images(config: ExportConfig, report: Report | None = None) -> Copied:
         )
     record = _record(images, config, origin)
     tell = report or (lambda done, total: None)
-    out = Path(str(config.out))
+    out = place(str(config.out))
     if config.to == "npz":
         return write_npz(images, out, record, _OPTIONS, tell, config.compress)
     return {"folder": write_folder, "cifar": write_cifar}[config.to](images, out, record, _OPTIONS, tell)

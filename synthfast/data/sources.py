@@ -17,7 +17,7 @@ from synthfast.data.manifest import MANIFEST
 from synthfast.data.npy import read_npz
 from synthfast.data.published import Wanted
 from synthfast.data.shard_set import ShardSet
-from synthfast.data.storage import is_url
+from synthfast.data.storage import is_url, place
 from synthfast.data.tar_images import TAR_SUFFIXES, TarImages
 from synthfast.errors import SynthfastError, UsageError
 
@@ -135,9 +135,9 @@ def _open_named(name: str, split: str, data_dir: Path, download: bool, image_siz
 def _open_path(source: str) -> ImageSet:
     if is_url(source):
         return ShardSet(source)
-    path = Path(source)
+    path = Path(place(source))
     if (path / MANIFEST).exists():
-        return ShardSet(path)
+        return ShardSet(source)
     if path.is_dir():
         raise UsageError(
             f"{source}: a folder without {MANIFEST} is no shard folder; for a folder of images write folder:{source}"

@@ -515,7 +515,10 @@ def test_a_hostile_manifest_is_one_line(memory, content):
 def test_file_urls_are_local_paths(tmp_path, write, request_values):
     write(f"file://{tmp_path}/set", request_values)
     assert ShardSet(f"file://{tmp_path}/set").path == tmp_path / "set"
-    assert (tmp_path / "set" / "manifest.json").is_file() and sizes(place(f"file://{tmp_path}/none")) == {}
+    assert open_images(f"file://{tmp_path}/set").path == tmp_path / "set"
+    export_images(ExportConfig(source=(f"file://{tmp_path}/set",), to="npz", out=f"file://{tmp_path}/a.npz"))
+    assert (tmp_path / "a.npz").is_file() and (tmp_path / "set" / "manifest.json").is_file()
+    assert sizes(place(f"file://{tmp_path}/none")) == {}
 
 
 @pytest.mark.parametrize("format", ["npy", "wds"])
