@@ -171,15 +171,14 @@ class Command:
 
     @property
     def line(self) -> tuple[object, ...]:
-        device = () if self.words[0] in ("select", "report") else ("--device", "cpu")
+        device = () if self.words[0] in ("select", "report", "shards") else ("--device", "cpu")
         return (*self.words, *device, "--out", self.out)
 
 
+SAMPLE = ("sample", "-n", 300, "--shard-size", 20, "--batch-size", 10, "--steps", 2, "--labels", "uniform")
 COMMANDS = {
-    "sample": Command(
-        ("sample", "-n", 300, "--shard-size", 20, "--batch-size", 10, "--steps", 2, "--labels", "uniform"),
-        *("out", "out", "out/shard-000000.json"),
-    ),
+    "sample": Command(SAMPLE, "out", "out", "out/shard-000000.json"),
+    "sample-wds": Command((*SAMPLE, "--format", "wds"), "out", "out", "out/shard-000000.json"),
     "diffusion": Command(
         ("train", "generator", *FEW, "--steps", 6, "--batch-size", 4), "out", "out", "out/samples-000002.png"
     ),
@@ -228,6 +227,18 @@ COMMANDS = {
         *("out", "out", "out/standard-real-seed-0/config.json"),
     ),
     "report": Command(("report", "arc.json"), "out.html"),
+    "export-npy": Command(
+        ("shards", "export", "many", "--to", "npy", "--shard-size", 30), "out", "out", "out/shard-000000.json"
+    ),
+    "export-wds": Command(
+        ("shards", "export", "many", "--to", "wds", "--shard-size", 30), "out", "out", "out/shard-000000.json"
+    ),
+    "export-npz": Command(
+        ("shards", "export", "many", "--to", "npz", "--compress"), "out.npz", "out.npz", ".tmp-out.npz"
+    ),
+    "export-folder": Command(("shards", "export", "many", "--to", "folder"), "out", "out", "out/0"),
+    "merge": Command(("shards", "merge", "many", "many", "--shard-size", 50), "out", "out", "out/shard-000000.json"),
+    "import": Command(("shards", "import", "npz:many.npz", "--shard-size", 30), "out", "out", "out/shard-000000.json"),
 }
 
 
@@ -240,7 +251,8 @@ def commands() -> dict[str, Command]:
 def world(run: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the commands read: images, a scored shard folder, a classifier, a result."""
     folder, draw = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
-    for name, count, low, high in (("few", 60, 0, 256), ("real", 200, 50, 256), ("fake", 200, 0, 200)):
+    sets = (("few", 60, 0, 256), ("real", 200, 50, 256), ("fake", 200, 0, 200), ("many", 1500, 0, 256))
+    for name, count, low, high in sets:
         images = draw.integers(low, high, (count, 8, 8), np.uint8)
         np.savez(folder / f"{name}.npz", image=images, label=np.arange(count) % 2)
     (folder / "arc.toml").write_text("radii = 2\nsteps = 25\nmeasure_steps = 3\nrestarts = 1\nbootstrap = 100\n")
@@ -248,6 +260,7 @@ def world(run: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for words in (
         ("sample", "-n", 60, "--shard-size", 40, "--steps", 1, "--device", "cpu", "--out", "shards"),
         ("score", "samples", "--synthetic", "shards", "--scores", "density", "--device", "cpu"),
+        ("shards", "import", "npz:many.npz", "--shard-size", 1000, "--out", "many"),
         (*training, "--device", "cpu", "--out", "classifier"),
         (*COMMANDS["arc"].words, "--device", "cpu", "--out", "arc.json"),
     ):

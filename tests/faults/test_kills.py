@@ -29,7 +29,10 @@ from synthfast.training.state import STATE_FILE
 
 KILLS = int(os.environ.get("SYNTHFAST_SOAK", "3"))
 PATIENCE = 240
-KILLED = ("sample", "diffusion", "gan", "classifier", "arc")
+KILLED = (
+    *("sample", "sample-wds", "diffusion", "gan", "classifier", "arc", "export-npy", "export-wds", "export-npz"),
+    "export-folder",
+)
 
 
 def clear(folder: Path, world: Path) -> None:

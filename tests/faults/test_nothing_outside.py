@@ -19,8 +19,8 @@ LEAVES = {
     "select": ("out.json", "out.npy", "out.weights.npy"),
 }
 NAMES = (
-    *("sample", "diffusion", "gan", "classifier", "arc", "robust", "accuracy", "fid", "prdc", "samples", "select"),
-    *("rank", "inflection", "report"),
+    *("sample", "diffusion", "classifier", "arc", "robust", "accuracy", "fid", "prdc", "samples", "select"),
+    *("rank", "report", "sample-wds", "export-npz", "export-folder", "import"),
 )
 
 

@@ -13,13 +13,17 @@ from synthfast.artifacts import Lock
 
 LOCKED = (
     *("sample", "diffusion", "gan", "classifier", "arc", "robust", "samples", "select", "rank", "inflection"),
-    # "export" comes with its command
+    *("export-npy", "export-wds", "export-npz", "export-folder", "merge", "import"),
 )
-RUNNING = ("sample", "diffusion", "classifier", "arc", "robust", "samples")
+RUNNING = ("sample", "diffusion", "classifier", "arc", "robust", "samples", "export-wds", "export-folder", "merge")
+
+
+def is_file(locked: str) -> bool:
+    return locked.endswith((".npy", ".npz"))
 
 
 def refusal(command) -> str:
-    what = "file" if command.locked.endswith(".npy") else "folder"
+    what = "file" if is_file(command.locked) else "folder"
     option = "--scores-folder" if command.locked == "mine" else "--out"
     return f"{command.locked}: another process is writing this {what}; wait for it to end or choose another {option}"
 
@@ -27,7 +31,7 @@ def refusal(command) -> str:
 @pytest.mark.parametrize("name", LOCKED)
 def test_what_another_process_is_writing_is_left_alone(run, commands, copy, contents, name):
     command = commands[name]
-    if not command.locked.endswith(".npy"):
+    if not is_file(command.locked):
         (copy / command.locked).mkdir()
     with Lock(copy / command.locked):
         before = contents(copy)

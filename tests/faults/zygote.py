@@ -92,15 +92,21 @@ def watch() -> set[str]:
 def serve() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.font_manager  # noqa: F401
+    import torch
 
     import synthfast.cli.sample
+    import synthfast.cli.shards_transfer
     import synthfast.data
+    import synthfast.data.exporting
+    import synthfast.data.importing
+    import synthfast.data.merge
     import synthfast.report.figures
     import synthfast.sampling
     import synthfast.scoring.rank
     import synthfast.scoring.samples
     import synthfast.training.gan  # noqa: F401
 
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports torch's compiler, which takes a second
     os.write(1, b"0\n")
     for line in sys.stdin:
         request = json.loads(line)
