@@ -397,7 +397,8 @@ def _settings(config: ArcConfig, real: ImageSet) -> ArcSettings:
             flips(ClassifierConfig(dataset=source, flip=config.flip))
             for source in (config.real, config.synthetic or "")
         ),
-        patience=config.patience,
+        patience=max(config.patience, DiscriminatorSettings.patience),
+        warm_patience=config.patience,
         seed=config.seed,
     )
     return ArcSettings(

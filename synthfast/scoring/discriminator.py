@@ -54,7 +54,8 @@ class DiscriminatorSettings:
     crop: images are padded by so many pixels and cropped at random; flip: mirrored with probability 1/2. Both kinds alike.
     ema: decay of the averaged weights, which are what is validated and kept.
     validate_every: steps between validations.
-    patience: training ends after so many validations in a row without a better one.
+    patience: training ends after so many validations in a row without a better one; warm_patience: where it did not begin with
+        random weights, but with what another radius has learned.
     seed: of everything random.
     """
 
@@ -68,8 +69,9 @@ class DiscriminatorSettings:
     crop: int = 0
     flip: bool = False
     ema: float = 0.98
-    validate_every: int = 25
-    patience: int = 8
+    validate_every: int = 15
+    patience: int = 12
+    warm_patience: int = 3
     seed: int = 0
 
 
@@ -259,15 +261,19 @@ class DiscriminatorTraining:
         self.finished = [freeze(network) for network in self.networks]
 
     def run(self, report: Callable[[int], None] | None = None) -> list[Discriminator]:
-        """Train until each has gone ``patience`` validations without a better state, or ``steps`` are done.
+        """Train until each has gone its ``patience`` of validations without a better state, or ``steps`` are done.
 
         Args:
             report: called with the number of steps done after each; it may raise to end the work.
         """
         settings = self.settings
-        keepers = [_Keeper(eps, len(self.validation)) for eps in self.radii]
+        keepers = [
+            _Keeper(eps, len(self.validation), settings.warm_patience if warm else settings.patience)
+            for eps, warm in zip(self.radii, self.warm, strict=True)
+        ]
         if any(self.warm):
-            for keeper, warm, accuracy in zip(keepers, self.warm, self._validate(), strict=True):
+            accuracies = self._validate([0.0] * len(keepers))
+            for keeper, warm, accuracy in zip(keepers, self.warm, accuracies, strict=True):
                 if warm:
                     keeper.look(0, accuracy, 0.0, self._state(keepers.index(keeper)))
         right = torch.zeros(len(self.radii), device=self.device)  # since the last validation
@@ -283,10 +289,12 @@ class DiscriminatorTraining:
             fits = (right / seen).tolist()
             right.zero_()
             seen = 0
-            for row, accuracy in enumerate(self._validate()):
-                if not keepers[row].done(settings.patience):
+            running = [not keeper.done() for keeper in keepers]
+            needed = [keeper.best if runs else math.inf for keeper, runs in zip(keepers, running, strict=True)]
+            for row, accuracy in enumerate(self._validate(needed)):
+                if running[row]:
                     keepers[row].look(step, accuracy, fits[row], self._state(row))
-            if all(keeper.done(settings.patience) for keeper in keepers):
+            if all(keeper.done() for keeper in keepers):
                 break
         return [self._finish(row, keeper) for row, keeper in enumerate(keepers)]
 
@@ -356,25 +364,42 @@ class DiscriminatorTraining:
             steps=steps,
         )
 
-    def _validate(self) -> list[float]:
-        """Robust accuracy of the averaged weights of each network."""
+    def _validate(self, needed: Sequence[float]) -> list[float]:
+        """Robust accuracy of the averaged weights of each network: right as they are and after each of two attacks, the second of
+        which has twice the steps of training.
+
+        An attack sees what still stands. Where no network has as many images left as ``needed`` [R], the rest is spared: the
+        numbers are then too high, but below what was needed all the same.
+        """
         self.attacked_average.refresh()
-        right = torch.zeros(len(self.radii), dtype=torch.int64, device=self.device)
-        for first in range(0, len(self.validation), _VALIDATION_BATCH):
-            x = to_unit(self.validation[first : first + _VALIDATION_BATCH], self.device)
-            targets = self.validation_targets[first : first + len(x)].repeat(len(self.radii))
-            index = torch.arange(first, first + len(x), device=self.device)
-            x = self._adversarial(self.attacked_average, x, targets, index, 2 * self.settings.attack_steps)
+        steps = self.settings.attack_steps
+        right = torch.ones(len(self.radii), len(self.validation), dtype=torch.bool, device=self.device)
+        for attack_steps in (0, max(1, steps // 2), 2 * steps) if any(self.radii) else (0,):
+            self._judge(right, attack_steps)
+            accuracies = right.float().mean(1).tolist()
+            if all(accuracy < enough for accuracy, enough in zip(accuracies, needed, strict=True)):
+                break
+        return accuracies
+
+    def _judge(self, right: Tensor, attack_steps: int) -> None:
+        """Leave in ``right`` [R, validation images] what is right after so many steps of the attack too."""
+        count = len(self.radii)
+        for rows in right.any(0).nonzero()[:, 0].split(_VALIDATION_BATCH):
+            x = to_unit(self.validation[rows], self.device)
+            targets = self.validation_targets[rows].repeat(count)
+            if attack_steps:
+                x = self._adversarial(self.attacked_average, x, targets, rows, attack_steps)
+            elif count > 1:
+                x = x.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                right += (self.attacked_average(x).argmax(1) == targets).view(len(self.radii), -1).sum(1)
-        return (right / len(self.validation)).tolist()
+                right[:, rows] &= (self.attacked_average(x).argmax(1) == targets).view(count, -1)
 
 
 class _Keeper:
     """The best state of one network so far, and whether it is worth going on."""
 
-    def __init__(self, eps: float, validation_images: int) -> None:
-        self.eps, self._chance = eps, _beyond_chance(validation_images)
+    def __init__(self, eps: float, validation_images: int, patience: int) -> None:
+        self.eps, self._chance, self._patience = eps, _beyond_chance(validation_images), patience
         self.best, self.fitted, self.best_step, self.steps, self._waited = -1.0, 0.0, 0, 0, 0
         self.state: State | None = None
 
@@ -385,10 +410,10 @@ class _Keeper:
         if accuracy >= self.best:  # the later one of equals
             self.best, self.best_step, self.state = accuracy, step, state
 
-    def done(self, patience: int) -> bool:
+    def done(self) -> bool:
         # Without an attack, chance may only mean that learning has not begun.
         begun = self.eps > 0 or self.best > self._chance or self.fitted >= _FITS
-        return begun and self._waited >= patience
+        return begun and self._waited >= self._patience
 
 
 def _targets(synthetic: int, real: int, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ _UNIT = 2.0**-24  # unit roundoff of float32
 _BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # rows and columns of a block of distances
 _SAMPLE = 12  # one in so many points gives the first limits of a neighbour search
 _LEAST_SAMPLE = 512
-_PAIRS = 1 << 22  # candidates that are kept before they are looked at
+_PAIRS = 1 << 20  # candidates that are kept before they are looked at
 _CHUNK = 1 << 18  # numbers that are worked on together elsewhere
 
 

@@ -21,7 +21,9 @@ SIGMA = 0.06
 LINEAR = DiscriminatorSettings(
     architecture="linear", steps=200, batch_size=256, lr=0.01, weight_decay=0.0, attack_steps=3, ema=0.98, patience=4
 )
-SMALL = DiscriminatorSettings(steps=75, batch_size=32, attack_steps=3, ema=0.95, patience=2)
+SMALL = DiscriminatorSettings(
+    steps=75, batch_size=32, attack_steps=3, ema=0.95, validate_every=25, patience=2, warm_patience=2
+)
 QUICK = MeasureSettings(steps=10, restarts=2)
 
 

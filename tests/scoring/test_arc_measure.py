@@ -89,8 +89,13 @@ def test_runs_are_counted_and_a_later_one_starts_elsewhere():
     found = measure(freeze(Corner()), grey, grey, 0.1, "linf", MeasureSettings(steps=1, restarts=3))
     shares = [found.right(runs)[0].mean() for runs in range(4)]
     assert shares[0] == 1 and shares[0] > shares[1] > shares[2] > shares[3] > 0
-    assert set(np.unique(found.real)) == {1, 2, 3, 4} and set(np.unique(found.synthetic)) == {0}
+    assert set(np.unique(found.real)) == set(range(1, found.runs + 2)) and set(np.unique(found.synthetic)) == {0}
     assert [found.success(runs) for runs in range(4)] == pytest.approx([share / 2 for share in shares])
+    # Each run still finds some, so that more follow than were asked for.
+    assert 3 < found.runs <= 9
+    lost = [found.success(runs - 1) - found.success(runs) for runs in range(1, found.runs + 1)]
+    assert min(lost[2:-1]) > 0.002 and (found.runs == 9 or lost[-1] <= 0.002)
+    assert measure(freeze(Corner()), grey, grey, 0.1, "linf", MeasureSettings(steps=1, restarts=1)).runs == 1
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, -(2**63)])

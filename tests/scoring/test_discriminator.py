@@ -125,7 +125,7 @@ def test_a_warm_start_begins_where_it_should():
 def watch(monkeypatch, accuracies):
     """Validation says these, one after the other; what was done is returned by steps."""
     left = iter(accuracies)
-    monkeypatch.setattr(DiscriminatorTraining, "_validate", lambda self: [next(left)])
+    monkeypatch.setattr(DiscriminatorTraining, "_validate", lambda self, needed: [next(left)])
 
 
 @pytest.mark.parametrize(
