@@ -33,6 +33,7 @@ def pixels() -> np.ndarray:
     images[[3, 7]], images[19] = images[1], images[4]
     images[5] = (1, 2, 3)
     images[6] = (1, 2, 250)
+    images[8, -1, -1] = images[8, 0, 0]  # begins and ends alike
     return images
 
 
