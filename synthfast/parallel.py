@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ def in_order(make: Callable[[Part], Done], parts: Iterable[Part], threads: int) 
             torch.set_num_threads(threads)  # the workers' setting is also the default of threads started later
 
 
-def prefetch(make: Callable[[int], Done], first: int, last: int, ahead: int = 2) -> Iterator[Done]:
+def prefetch(make: Callable[[int], Done], first: int, last: int, ahead: int = 2) -> Generator[Done, None, None]:
     """``make(first)`` to ``make(last - 1)`` in order, computed by one background thread up to ``ahead`` items early."""
     with ThreadPoolExecutor(1) as pool:
         waiting: collections.deque[Future[Done]] = collections.deque()

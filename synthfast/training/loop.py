@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from synthfast.config import ClassifierConfig, GeneratorConfig
 from synthfast.data import ImageSet, open_images
-from synthfast.data.loaders import Batch, Loader, Wanted, worker_errors
+from synthfast.data.loaders import Batch, Loader, Wanted
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.training.state import exclusive
@@ -106,7 +106,7 @@ class Job(ABC):
 
     def _run(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
         """The steps that are left; returns the last mean loss (NaN if none is left)."""
-        with exclusive(self.folder, self.first_step, self.ranks), worker_errors():
+        with exclusive(self.folder, self.first_step, self.ranks):
             batches = self.loader.batches(self._wanted, self.first_step, self.config.steps)
             with contextlib.closing(batches):
                 return self._steps(network, batches, report)

@@ -3,7 +3,7 @@
 from synthfast.data.loaders.base import Augment, Batch, Batches, Loader, Plan, Wanted
 from synthfast.data.loaders.choose import open_loader, stream
 from synthfast.data.loaders.device import resident
-from synthfast.data.loaders.workers import MapStyle, worker_errors
+from synthfast.data.loaders.workers import MapStyle
 
 __all__ = [
     "Augment",
@@ -16,5 +16,4 @@ __all__ = [
     "open_loader",
     "resident",
     "stream",
-    "worker_errors",
 ]

@@ -73,12 +73,12 @@ def stream(
 
 def _is_one_pass(images: ImageSet, batches: Sequence[np.ndarray]) -> bool:
     """Whether ``batches`` are all of a shard folder of tars in order, each but the last of one size."""
-    if not (isinstance(images, ShardSet) and images.format == "wds") or sum(map(len, batches)) != len(images):
+    if not (isinstance(images, ShardSet) and images.format == "wds" and batches):
         return False
-    size = len(batches[0])
-    return all(
-        np.array_equal(part, np.arange(k * size, k * size + len(part))) for k, part in enumerate(batches)
-    ) and all(len(part) == size for part in batches[:-1])
+    size, count = len(batches[0]), len(images)
+    if len(batches) != -(-count // size):
+        return False
+    return all(np.array_equal(part, np.arange(k * size, min(k * size + size, count))) for k, part in enumerate(batches))
 
 
 def _fastest(sets: Sequence[ImageSet], device: torch.device, once: bool) -> str:

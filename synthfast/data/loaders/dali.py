@@ -68,8 +68,14 @@ class DaliLoader(Loader):
             found = [flow.take(wanted) for flow in flows]
             return wanted, found[0] if len(flows) == 1 else _merged(flows, found, wanted), self._labels(wanted)
 
-        for wanted, pixels, labels in prefetch(make, first, last):
-            yield self._finished(pixels, labels, wanted, augmented=True)
+        made = prefetch(make, first, last)
+        try:
+            for wanted, pixels, labels in made:
+                yield self._finished(pixels, labels, wanted, augmented=True)
+        finally:
+            made.close()
+            for flow in flows:
+                flow.close()
 
     def in_order(self, images: ShardSet, batch_size: int) -> Batches:
         """All images of one of the sets, which is a shard folder of tars, from the first to the last, neither cropped nor
@@ -119,6 +125,10 @@ class _Flow:
         self._under_way.popleft()
         copy_out(found.as_tensor(), pixels)
         return pixels
+
+    def close(self) -> None:
+        """Let go of the pipeline, which knows this object."""
+        self._pipeline = None
 
     def _count(self, wanted: Wanted) -> int:
         return sum(len(wanted.items[k]) for k in self.numbers)

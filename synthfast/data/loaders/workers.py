@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,33 +45,33 @@ class TorchLoader(Loader):
                 asked.append(plan(number))
                 yield list(asked[-1].items)
 
-        with worker_errors():
-            data = DataLoader(
-                _Bytes(self.sets),
-                batch_sampler=_Endless(indices()),  # in our order
-                num_workers=self.workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=_ignore_interrupts,
-                # Arrays would be copied to processes that are started otherwise.
-                multiprocessing_context=_context() if self.workers else None,
-            )
-            running = [iter(data)]
+        data = DataLoader(
+            _Bytes(self.sets),
+            batch_sampler=_Endless(indices()),  # in our order
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_ignore_interrupts,
+            # Arrays would be copied to processes that are started otherwise.
+            multiprocessing_context=_context() if self.workers else None,
+        )
+        running = [_started(data) if self.workers else iter(data)]
 
-            def read(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
+        def read(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
+            with _worker_errors():
                 pixels = next(running[0])
-                if isinstance(pixels, SynthfastError):
-                    raise pixels
-                wanted = asked.popleft()
-                return wanted, self._pinned(pixels), self._labels(wanted)
+            if isinstance(pixels, SynthfastError):
+                raise pixels
+            wanted = asked.popleft()
+            return wanted, self._pinned(pixels), self._labels(wanted)
 
-            # Workers are ahead by themselves.
-            made = prefetch(read, first, last) if self.workers == 0 else (read(number) for number in range(first, last))
-            try:
-                for wanted, pixels, labels in made:
-                    yield self._finished(pixels, labels, wanted)
-            finally:
-                made.close()
-                running.clear()  # ends the workers
+        # Workers are ahead by themselves.
+        made = prefetch(read, first, last) if self.workers == 0 else (read(number) for number in range(first, last))
+        try:
+            for wanted, pixels, labels in made:
+                yield self._finished(pixels, labels, wanted)
+        finally:
+            made.close()
+            running.clear()  # ends the workers
 
 
 class MapStyle(ImageSet):
@@ -156,19 +158,40 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _started(data: DataLoader) -> Iterator[Any]:
+    """An iterator with its workers, which leave alone what a fork has copied.
+
+    A DALI pipeline that a worker's garbage collection ends would wait for ever for the pipeline's threads, which are not there.
+    PyTorch's handler of ended processes, which would raise its error wherever this process is, makes way for the one before:
+    that a worker has ended is then found when the next batch is waited for.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    gc.collect()
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        return iter(data)
+    finally:
+        if not frozen_before:
+            gc.unfreeze()
+        if on_main_thread and handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+
+
 def _context() -> Any:
     return multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
 
 
 @contextlib.contextmanager
-def worker_errors() -> Iterator[None]:
-    """Around what a loader's processes work for: torch reports one that has ended as a RuntimeError, at any moment."""
+def _worker_errors() -> Iterator[None]:
+    """Around waiting for workers: one that was killed shows as one of several errors."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        reason = str(error).splitlines()[0].rstrip(". ")
         raise SynthfastError(
-            f"--loader torch: {reason}; give it fewer --workers or more (shared) memory, 0 reads without processes"
+            f"--loader torch: a worker process has ended ({str(error).splitlines()[0] or type(error).__name__}); give it fewer "
+            "--workers or more (shared) memory, 0 reads without processes"
         ) from error
