@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 SYNTHFAST := $(BIN)/synthfast
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test soak bench setup clean
 .DEFAULT_GOAL := demo
 
 # The main job on the embedded data, as a user would type it: sample digits, train on them alone, test on real ones.
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Twenty kills of every command where `make test` makes three.
+soak: $(VENV)/.installed-test
+	SYNTHFAST_SOAK=20 $(BIN)/python -m pytest tests/faults/test_kills.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench

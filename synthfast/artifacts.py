@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -301,9 +302,13 @@ def load_tensors(path: str | os.PathLike, *, allow_pickle: bool = False) -> dict
     import torch
 
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except _UNPICKLING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch advises to load it all the same, with the code that it holds
+            reason = "it holds other things than tensors, or is damaged"
         raise SynthfastError(f"{path}: not a file of plain tensors ({reason}); convert it to safetensors") from error
     if _is_tensors(value):
         return value

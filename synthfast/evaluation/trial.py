@@ -15,7 +15,7 @@ from synthfast.config import ClassifierConfig, for_method, make_config, read_tom
 from synthfast.config.evaluation import TrialConfig
 from synthfast.data import ImageSet
 from synthfast.distributed import Ranks
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.progress import remove_progress
 from synthfast.evaluation.robust import attack_facts, run_attacks, scores
 from synthfast.evaluation.score import check_fits
@@ -112,7 +112,10 @@ def kept(path: Path, facts: Mapping[str, Any], make: Callable[[], dict[str, Any]
     every rank, which then lies there."""
     facts = json.loads(json.dumps(facts))
     if path.exists():
-        found = read_json(path, "score")
+        try:
+            found = read_json(path, "score")
+        except SynthfastError:
+            found = {}
         if found.get("facts") == facts and found.get("sha256") == _sha256(found.get("scores")):
             return found["scores"]
     result = make()

@@ -119,7 +119,7 @@ def start(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Start:
     def begin(cwd: Path, *words: object, **further: object) -> Running:
         folder = said / str(next(numbers))
         folder.mkdir()
-        request = {"env": {}, "limit": None, "fail": None, "audit": None, **further}
+        request = {"env": {}, "limit": None, "fail": None, "audit": None, "memory": None, **further}
         request |= {name: str(folder / name) for name in ("out", "err")}
         pid = zygote.ask(run=[str(word) for word in words], cwd=str(cwd), **request)
         return Running(pid, zygote, folder)

@@ -4,7 +4,7 @@ Reads a JSON object a line and answers with a number a line, the first when it i
 "env", ...} starts a command in a session of its own, its output in files, and gives its process number; {"wait": number} gives
 its exit status, negative for a signal. Further keys of a run, null for none: "limit", of the size of files in bytes; "fail",
 [name of a function of os, errno, how many calls succeed before]; "audit", a file for the paths that Python opens for writing,
-makes, renames and removes.
+makes, renames and removes; "memory", bytes that it may take beyond what is in use already.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def run(request: dict) -> None:
     seen = watch() if request["audit"] else None
     if request["fail"]:
         fail(*request["fail"])
+    if request["memory"] is not None:
+        used = int(open("/proc/self/statm").read().split()[5]) * os.sysconf("SC_PAGE_SIZE")  # noqa: SIM115
+        resource.setrlimit(resource.RLIMIT_DATA, (used + request["memory"],) * 2)
     if request["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     from synthfast.cli.main import main
