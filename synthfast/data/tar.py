@@ -187,11 +187,10 @@ def _number(values: np.ndarray, digits: int, base: int) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Numbers in decimal, right-aligned with zero bytes before them."""
+    """Positive numbers in decimal, right-aligned with zero bytes before them."""
     digits = len(str(int(values.max()))) if len(values) else 1
     out = _decimal(values, digits)
     seen = np.logical_or.accumulate(out != ord("0"), axis=1)
-    seen[:, -1] = True
     return np.where(seen, out, 0).astype(np.uint8)
 
 

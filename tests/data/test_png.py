@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -125,6 +126,35 @@ def test_valid_files_of_other_programs_are_read(shape):
     assert np.array_equal(decoded(split, shape), pixels)
 
 
+@pytest.mark.parametrize("shape", [(6, 9, 1), (20, 31, 3)])
+@pytest.mark.parametrize("filters", [[0], [1], [2], [3], [4], [0, 1, 2], [2, 3, 1], [1, 4]])
+def test_every_filter_is_read(shape, filters):
+    """Files in our form whose rows another program filtered."""
+    pixels = images(shape)
+    files = [filtered(image, np.resize(filters, shape[0])) for image in pixels]
+    assert np.array_equal(decoded(files, shape), pixels)
+    assert decode_png(files, np.empty_like(pixels)) == ([] if max(filters) < 3 else list(range(len(files))))
+
+
+def filtered(image: np.ndarray, filters: np.ndarray) -> bytes:
+    """A PNG whose row y has filter ``filters[y]``, byte by byte as the standard says."""
+    height, width, channels = image.shape
+    raw = image.reshape(height, -1).astype(int)
+    rows = []
+    for y, kind in enumerate(filters):
+        row = bytearray([kind])
+        for x in range(width * channels):
+            a = raw[y, x - channels] if x >= channels else 0
+            b = raw[y - 1, x] if y else 0
+            c = raw[y - 1, x - channels] if y and x >= channels else 0
+            p = a + b - c
+            paeth = min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]
+            row.append((raw[y, x] - [0, a, b, (a + b) // 2, paeth][kind]) % 256)
+        rows.append(bytes(row))
+    file = encode_png(image[None])[0]
+    return file[:33] + chunk(b"IDAT", zlib.compress(b"".join(rows))) + file[-12:]
+
+
 def rewritten(file: bytes, cut: bool = False, extra: bytes = b"") -> bytes:
     """The same image with its data in several chunks, or with another chunk in front of them."""
     data = b"".join(body for kind, body in chunks(file) if kind == b"IDAT")
@@ -196,8 +226,11 @@ def test_no_changed_byte_passes(shape):
 def test_files_with_the_wrong_number_of_rows_and_bombs_are_refused():
     size = GREY[0] * (1 + GREY[1])
     for wrong in (size - 1, size + 1, 100_000_000):
-        out = np.empty((1, *GREY), np.uint8)
-        assert decode_png([bomb(GREY, wrong)], out) == [0], wrong
+        out, file = np.empty((1, *GREY), np.uint8), bomb(GREY, wrong)
+        tracemalloc.start()
+        assert decode_png([file], out) == [0], wrong
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
     assert decode_png([bomb(GREY, size)], np.empty((1, *GREY), np.uint8)) == []
     with pytest.raises(SynthfastError, match="not a readable png"):
         decoded([bomb(GREY, size // 2)], GREY)

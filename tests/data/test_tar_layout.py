@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_tarfile_and_a_plain_index_agree(first, labelled, count):
         assert (member.mode, member.uid, member.gid, member.mtime, member.type) == (0o644, 0, 0, 0, tarfile.REGTYPE)
         assert (member.uname, member.gname, member.linkname) == ("", "", "")
     assert members.index_lines().decode() == plain_index(found, 2 if labelled else 1)
-    assert data[257:265] == b"ustar\x0000"
+    assert data[257:265] == b"ustar\x0000" and re.fullmatch(rb"[0-7]{6}\0 ", data[148:156])
 
 
 def test_pieces_are_the_whole():

@@ -103,8 +103,9 @@ def test_every_score_refuses_and_takes_the_option(folders, tmp_path):
             score(allow_lossy=True)
 
 
-def test_rank_refuses_before_anything_is_done(folders, tmp_path):
+def test_rank_refuses_before_anything_is_done(folders, tmp_path, monkeypatch):
     out = tmp_path / "rank"
+    monkeypatch.setattr("synthfast.scoring.rank._shards", lambda *_: pytest.fail("begun"))
     with Ranks("cpu") as ranks:
         for sources, name in (((folders["png"], folders["jpg"]), "jpg"), (("digits", folders["jpg"]), "jpg")):
             with pytest.raises(UsageError, match=rf"{name}: stored as jpg"):
