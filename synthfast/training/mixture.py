@@ -164,7 +164,8 @@ def _shares(config: ClassifierConfig) -> tuple[float, int, list[int]]:
 
 def _largest_remainders(total: int, weights: Sequence[float]) -> list[int]:
     """Whole numbers that add up to ``total``, in proportion to ``weights``; the first of equals gets what is left over."""
-    exact = [total * (weight / math.fsum(weights)) for weight in weights]
+    scaled = [weight / max(weights) for weight in weights]
+    exact = [total * (weight / math.fsum(scaled)) for weight in scaled]
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(shares)), key=lambda k: shares[k] - exact[k])
     for k in by_remainder[: total - sum(shares)]:

@@ -316,3 +316,72 @@ def test_selections_that_do_not_fit(opened, copies, unlabelled, select, tmp_path
         opened(synthetic=(unlabelled,), selection=(chosen,))
     with pytest.raises(SynthfastError, match=r"nowhere\.json: no selection's manifest here; check the path$"):
         opened(synthetic=(copies,), selection=(str(tmp_path / "nowhere.npy"),))
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch", "shares"),
+    [
+        ((), 32, [11, 11, 10]),
+        ((1.0, 1.0, 1.0), 32, [11, 11, 10]),
+        ((0.5, 0.25, 0.25), 32, [16, 8, 8]),
+        ((3.0, 1.0, 1.0), 32, [19, 7, 6]),  # 19.2, 6.4, 6.4: the first of equal remainders gets what is left
+        ((0.1, 0.2, 0.7), 10, [1, 2, 7]),
+        ((1.7e308, 1.7e308, 1.7e307), 21, [10, 10, 1]),
+        ((1e-300, 2e-300, 1e-300), 4, [1, 2, 1]),
+    ],
+)
+def test_folders_share_the_synthetic_part_by_weight(opened, copies, weights, batch, shares):
+    data = opened(synthetic=(copies,) * 3, synthetic_weight=weights, fraction=1.0, batch_size=batch)
+    assert [count for _, count in data.parts] == shares
+    wanted = data.wanted(3, np.arange(batch))
+    assert [len(items) for items in wanted.items] == shares and wanted.index.tolist() == [*range(3 * batch, 4 * batch)]
+
+
+def test_weights_share_what_is_not_real(opened, copies):
+    data = opened(synthetic=(copies, copies), synthetic_weight=(3.0, 1.0), fraction=0.25)
+    assert [count for _, count in data.parts] == [24, 6, 2]
+    assert [count for _, count in opened(synthetic=(copies,), synthetic_weight=(3.0,), fraction=0.0).parts] == [32]
+
+
+def test_a_folder_without_a_share_is_refused(opened, copies, write_shards, tmp_path):
+    digits = open_images("digits")
+    other = write_shards(tmp_path / "other", digits.read(np.arange(20)), digits.labels[:20])
+    with pytest.raises(
+        UsageError,
+        match=r"^--batch-size 32: 2 synthetic folders share 16 images a batch, expected at least one each, found none of "
+        r".*other; enlarge it or the folder's --synthetic-weight$",
+    ):
+        opened(synthetic=(copies, other), synthetic_weight=(1.0, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (
+            (1.0,),
+            r"^--synthetic-weight 1: expected one for each --synthetic folder, of which there are 2, found 1; give as",
+        ),
+        ((1.0, 2.0, 3.5), r"^--synthetic-weight 1 2 3\.5: expected one for each .* are 2, found 3; give as many$"),
+        ((1.0, 0.0), r"^--synthetic-weight 0\.0: expected a positive number$"),
+        ((1.0, -1.0), r"^--synthetic-weight -1\.0: expected a positive number$"),
+        ((1.0, float("inf")), r"^--synthetic-weight inf: expected a positive number$"),
+    ],
+)
+def test_weights_that_are_none(opened, copies, weights, words):
+    with pytest.raises(UsageError, match=words):
+        opened(synthetic=(copies, copies), synthetic_weight=weights)
+
+
+def test_shares_are_part_of_what_a_run_was_made_with(opened, copies, fit, tmp_path):
+    two = {"synthetic": (copies, copies), "fraction": 1.0}
+    assert "synthetic_shares" not in opened(**two).facts  # so that runs made before there were weights go on
+    assert "synthetic_shares" not in opened(**two, synthetic_weight=(7.0, 7.0)).facts
+    assert opened(**two, synthetic_weight=(1.0, 3.0)).facts["synthetic_shares"] == [8, 24]
+    fit(tmp_path / "run", **two)
+    assert fit(tmp_path / "run", **two, synthetic_weight=(2.0, 2.0)).made == 0
+    with pytest.raises(
+        UsageError, match=r"^--synthetic-weight \(images of each folder in a batch\): .* was made with "
+    ):
+        fit(tmp_path / "run", **two, synthetic_weight=(1.0, 3.0))
+    fit(tmp_path / "other", **two, synthetic_weight=(1.0, 3.0))
+    assert fit(tmp_path / "other", **two, synthetic_weight=(10.0, 30.0)).made == 0

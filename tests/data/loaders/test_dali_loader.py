@@ -91,14 +91,8 @@ def damaged(made, write, tmp_path, codec):
     """A folder of which image 30 has its second half changed."""
     whole = made("memory")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 9, 12, 3), np.uint8)
-    images = write(
-        tmp_path / "damaged",
-        pixels,
-        whole.labels,
-        format="wds",
-        codec=codec,
-        **({"quality": 95} if codec == "jpg" else {}),
-    )
+    more = {"quality": 95} if codec == "jpg" else {}
+    images = write(tmp_path / "damaged", pixels, whole.labels, format="wds", codec=codec, **more)
     file = images.encoded(np.array([30]))[0]
     tar = images.tar_paths[1]
     data = tar.read_bytes()
