@@ -262,6 +262,10 @@ def load_kept(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     except OSError as error:
         raise os_error(path, error) from error
     expected = metadata.pop(_DIGEST, None)
+    if expected is None:
+        raise SynthfastError(
+            f"{path}: has no '{_DIGEST}', so another program or an older synthfast wrote it; move it away to start again"
+        )
     if expected != (found := _digest(tensors, metadata)):
         raise SynthfastError(f"{path}: damaged, expected the digest {expected}, found {found}; restore or remake it")
     return tensors, metadata

@@ -39,7 +39,8 @@ def require_workers(workers: int | None) -> None:
 
 def allow_lossy_option() -> Any:
     return option(
-        False, "Compare images that were stored as jpg or webp with lossless ones, though scores see the traces of the coding."
+        False,
+        "Compare images that were stored as jpg or webp with lossless ones, though scores see the traces of the coding.",
     )
 
 

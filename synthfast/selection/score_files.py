@@ -121,7 +121,9 @@ class ScoreFolder:
         self.images = images
         self.is_default = path is None
         if path is None and isinstance(images.path, str):
-            raise UsageError(f"{images.name}: scores are not kept at URLs; give --scores-folder, a folder for them here")
+            raise UsageError(
+                f"{images.name}: scores are not kept at URLs; give --scores-folder, a folder for them here"
+            )
         self.path = images.path / SCORES_FOLDER if path is None else Path(path)
         self.source = {"path": images.name, "fingerprint": images.fingerprint(), "count": len(images)}
 

@@ -78,7 +78,11 @@ def test_statistics_are_saved_and_used(cli, some, tmp_path):
         (["--synthetic", "digits", "--batch-size", "0"], 2, "--batch-size 0: expected at least 1"),
         (["--synthetic", "digits", "--device", "abacus"], 2, "--device abacus: expected auto, cpu, cuda or cuda:N"),
         (["--synthetic", "digits", "--real", "stats:none.npz"], None, ""),
-        (["--synthetic", "digits", "--out", "/proc/nothing/x.json"], 1, "/proc/nothing: no such file or folder; choose"),
+        (
+            ["--synthetic", "digits", "--out", "/proc/nothing/x.json"],
+            1,
+            "/proc/nothing: no such file or folder; choose",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(cli, command, arguments, status, message):

@@ -19,7 +19,9 @@ from synthfast.scoring.rank import rank_result
 from synthfast.scoring.samples import samples_result
 
 SETS = {"npy": {}, "png": {"format": "wds", "codec": "png"}, "jpg": {"format": "wds", "codec": "jpg", "quality": 95}}
-REFUSED = r"jpg: stored as jpg or webp, whose traces scores see, and \S+ is lossless; expected .* or pass --allow-lossy$"
+REFUSED = (
+    r"jpg: stored as jpg or webp, whose traces scores see, and \S+ is lossless; expected .* or pass --allow-lossy$"
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,8 @@ def test_every_score_refuses_and_takes_the_option(folders, tmp_path):
 
     def samples(**more: object) -> None:
         samples_result(
-            SamplesConfig(**lossy, scores="density", features="pixels", scores_folder=str(tmp_path / "s"), **more), ranks
+            SamplesConfig(**lossy, scores="density", features="pixels", scores_folder=str(tmp_path / "s"), **more),
+            ranks,
         )
 
     with Ranks("cpu") as ranks:
