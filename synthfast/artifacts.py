@@ -264,7 +264,7 @@ def load_kept(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     expected = metadata.pop(_DIGEST, None)
     if expected is None:
         raise SynthfastError(
-            f"{path}: has no '{_DIGEST}', so another program or an older synthfast wrote it; move it away to start again"
+            f"{path}: has no '{_DIGEST}', so another program or an older synthfast wrote it; restore or remake it"
         )
     if expected != (found := _digest(tensors, metadata)):
         raise SynthfastError(f"{path}: damaged, expected the digest {expected}, found {found}; restore or remake it")
