@@ -26,7 +26,7 @@ _UNIT = 2.0**-24  # unit roundoff of float32
 _BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # rows and columns of a block of distances
 _SAMPLE = 12  # one in so many points gives the first limits of a neighbour search
 _LEAST_SAMPLE = 512
-_PAIRS = 1 << 20  # candidates that are kept before they are looked at
+_PAIRS = 1 << 18  # candidates that are kept before they are looked at
 _CHUNK = 1 << 18  # numbers that are worked on together elsewhere
 
 
@@ -263,7 +263,7 @@ class _Search:
                 count += len(waiting[-1][0])
             if count > _PAIRS:
                 self._take(waiting)
-                waiting, count = [], 0
+                count = 0
         if waiting:
             self._take(waiting)
         distance, index = torch.empty_like(self.distance), torch.empty_like(self.index)
@@ -287,10 +287,13 @@ class _Search:
         return torch.cat(list(in_order(limits, range(0, len(self.rows), height), _threads(device))))
 
     def _take(self, waiting: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Merge candidates into the best: of each row those that may be among its k nearest, by their exact distance."""
+        """Merge candidates into the best: of each row those that may be among its k nearest, by their exact distance. Empties
+        ``waiting``, so that they are not held twice."""
         i, j, lower = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+        waiting.clear()
         order = torch.argsort(i, stable=True)
         i, j, lower = i[order], j[order], lower[order]
+        del order
         counts = torch.bincount(i, minlength=len(self.rows))
         ends = counts.cumsum(0)
         height = max(1, _CHUNK // max(int(counts.max()), 1))
