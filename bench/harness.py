@@ -47,6 +47,7 @@ class Case:
         items, unit: work done by one call, such as 256 images; None to report milliseconds only.
         warm: the check calls every variant, and a call takes seconds: there is no further warm-up.
         facts: more to report of a variant, by its name; filled by the check. What ends in "_per_image" is in the table.
+        before: called with the name of a variant before each of its measurements, which does not count.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Case:
     unit: str = "images"
     warm: bool = False
     facts: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    before: Callable[[str], None] | None = None
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -129,6 +131,8 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         if case.warm:
             repeats[name] = 1
             continue
+        if case.before is not None:
+            case.before(name)
         warm_up: list[float] = []  # the first may still load something, so it does not count alone
         while len(warm_up) < 2 or (len(warm_up) < 4 and sum(warm_up) < 1):
             warm_up.append(timer(function, 1))
@@ -140,6 +144,8 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         names = list(timed)
         order.shuffle(names)
         for name in names:
+            if case.before is not None:
+                case.before(name)
             seconds[name].append(timer(timed[name], repeats[name]))
     ours = seconds[case.ours]
     variants = {}
