@@ -26,7 +26,7 @@ def ls(folder: str, as_json: bool) -> None:
 
 def _lines(facts: dict) -> list[tuple[str, str]]:
     request = facts["request"]
-    state = "complete" if facts["complete"] else "incomplete; run the same sample command again to complete it"
+    state = "complete" if facts["complete"] else "incomplete; run the command that made it again to complete it"
     rows = [
         ("state", state),
         ("images", f"{facts['images']:,} of {facts['n']:,}"),

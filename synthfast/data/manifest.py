@@ -236,15 +236,14 @@ def shard_path(folder: Folder, file: ShardFile) -> Path:
             raise SynthfastError(f"{path}: a link that leads out of the folder; put the file itself there")
         status = path.stat()
     except FileNotFoundError as error:
-        raise SynthfastError(f"{path}: missing; run the same sample command again to make it again") from error
+        raise SynthfastError(f"{path}: missing; run the command that made the folder again") from error
     except OSError as error:
         raise os_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise SynthfastError(f"{path}: expected a file, found something else; remove it")
     if status.st_size != file.bytes:
         raise SynthfastError(
-            f"{path}: expected {file.bytes} bytes, found {status.st_size}; "
-            "run the same sample command again to make it again"
+            f"{path}: expected {file.bytes} bytes, found {status.st_size}; run the command that made the folder again"
         )
     return path
 
@@ -262,7 +261,7 @@ def finished_shards(folder: Folder, manifest: Manifest) -> dict[int, ShardEntry]
     entries = {}
     for name, value in read_objects(folder, indices, "shard entry"):
         index = indices[name]
-        with contextlib.suppress(SynthfastError):  # not a finished shard: the next run of the sampler makes it again
+        with contextlib.suppress(SynthfastError):  # not a finished shard: the next run makes it again
             entries[index] = ShardEntry.parse(value, manifest.request, index, str(join(folder, name)))
     return entries
 

@@ -199,7 +199,7 @@ def _verify_file(path: Path, request: Request, entry: ShardEntry, role: str, own
         reason = (
             f"holds what belongs in {other}" if other else f"its SHA-256 is {digest}, the manifest says {file.sha256}"
         )
-        raise SynthfastError(f"{path / file.file}: {reason}; delete it and run the same sample command again")
+        raise SynthfastError(f"{path / file.file}: {reason}; delete it and run the command that made the folder again")
     if role == "images":
         map_images(path, request, entry)
     elif role == "labels":
@@ -239,5 +239,5 @@ def _incomplete(path: Folder, manifest: Manifest) -> str:
     finished = len(finished_shards(path, manifest))
     return (
         f"{path}: incomplete, {finished} of {manifest.request.shard_count} shards are there; "
-        "run the same sample command again to complete it"
+        "run the command that made it again to complete it"
     )

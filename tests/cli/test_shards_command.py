@@ -65,7 +65,7 @@ def test_ls_of_an_interrupted_run(cli, folder):
     ran = cli("shards", "ls", folder)
     found = rows(ran.out)
     assert ran.status == 0
-    assert found["state"] == "incomplete; run the same sample command again to complete it"
+    assert found["state"] == "incomplete; run the command that made it again to complete it"
     assert (found["images"], found["shards"]) == ("20 of 23", "2 of 3")
 
 
@@ -111,7 +111,7 @@ def test_verify_of_an_interrupted_run_says_so(cli, folder):
     ran = cli("shards", "verify", folder)
     assert ran.status == 1
     assert ran.err.splitlines() == [
-        f"{folder}: incomplete, 2 of 3 shards are there; run the same sample command again to complete it"
+        f"{folder}: incomplete, 2 of 3 shards are there; run the command that made it again to complete it"
     ]
 
 

@@ -67,7 +67,7 @@ def test_any_flipped_bit_is_found_and_named(shards, name, place, bit):
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "expected .* bytes, found"),
         (lambda path: path.write_bytes(path.read_bytes() + b"x"), "expected .* bytes, found"),
         (lambda path: path.write_bytes(b""), "bytes, found 0"),
-        (lambda path: path.unlink(), "missing; run the same sample command again"),
+        (lambda path: path.unlink(), "missing; run the command that made the folder again"),
         (lambda path: (path.unlink(), path.mkdir()), "expected a file"),
         (lambda path: (path.unlink(), os.mkfifo(path)), "expected a file"),
     ],
@@ -87,8 +87,8 @@ def test_swapped_shards_are_recognised(shards):
     first.write_bytes(second.read_bytes())
     second.write_bytes(data)
     assert verify(shards) == [
-        f"{first}: holds what belongs in {FILES[2]}; delete it and run the same sample command again",
-        f"{second}: holds what belongs in {FILES[0]}; delete it and run the same sample command again",
+        f"{first}: holds what belongs in {FILES[2]}; delete it and run the command that made the folder again",
+        f"{second}: holds what belongs in {FILES[0]}; delete it and run the command that made the folder again",
     ]
 
 
@@ -232,7 +232,7 @@ def test_links_must_stay_in_the_folder(tmp_path, shards):
 
 def test_incomplete_folder(tmp_path, request_values, write):
     write(tmp_path / "out", request_values, only=range(1))
-    message = "incomplete, 1 of 3 shards are there; run the same sample command again to complete it"
+    message = "incomplete, 1 of 3 shards are there; run the command that made it again to complete it"
     with pytest.raises(SynthfastError, match=message):
         ShardSet(tmp_path / "out")
     assert verify(tmp_path / "out") == [f"{tmp_path / 'out'}: {message}"]

@@ -148,7 +148,7 @@ def test_resume_and_lost_files(tmp_path, wds_request, write, contents, tars):
     assert contents(tmp_path / "other") == before
     for name in FILES:
         (tars / name).unlink()
-        with pytest.raises(SynthfastError, match=f"{name}: missing; run the same sample command again"):
+        with pytest.raises(SynthfastError, match=f"{name}: missing; run the command that made the folder again"):
             ShardSet(tars)
         with ShardFolder.create_or_resume(tars, wds_request) as folder:
             assert [f"shard-{span.index:06d}" for span in folder.pending()] == [name.partition(".")[0]]
