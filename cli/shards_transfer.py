@@ -24,6 +24,8 @@ def export(config: ExportConfig) -> None:
     with images_bar("exporting") as report:
         copied = export_images(config, report)
     click.echo(_line(copied))
+    if copied.warning is not None:
+        click.echo(f"warning: {copied.warning}")
 
 
 @click.command("import")

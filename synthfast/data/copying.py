@@ -26,11 +26,12 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Copied:
-    """What a run left: where, the images that were there before it, and those it wrote."""
+    """What a run left: where, the images that were there before it, and those it wrote; and what is lost in that format."""
 
     path: str
     kept: int
     made: int
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

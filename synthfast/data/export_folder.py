@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def write_folder(
     """Write ``images`` (grey or RGB) as png files named by their number, in a subfolder a class where there are labels.
 
     Subfolders sort in the order of the classes; those of classes without images are not made, because readers of such folders
-    refuse empty ones.
+    refuse empty ones. The result's warning then says so.
     """
     if images.shape[2] not in (1, 3):
         raise UsageError(f"--to folder: expected grey or RGB images, found {images.shape[2]} channels; take npz")
@@ -77,7 +78,8 @@ def write_folder(
             make_folder(out / names[k])
 
     size = max(1, min(4096, CHUNK_BYTES // int(np.prod(images.shape))))
-    return _fill(images, out, record, options, report, size, (write, is_there, prepare))
+    copied = _fill(images, out, record, options, report, size, (write, is_there, prepare))
+    return replace(copied, warning=_without_images(images))
 
 
 def write_cifar(
@@ -128,6 +130,20 @@ def folder_names(classes: int, class_names: Sequence[str] | None) -> list[str]:
     if plain and names == sorted(names) and len(set(names)) == classes:
         return names
     return [f"{number}-{name}" for number, name in zip(numbers, names, strict=True)]
+
+
+def _without_images(images: ImageSet) -> str | None:
+    """A warning if readers of the folders, who number the classes that they find, will find fewer of them."""
+    if images.labels is None:
+        return None
+    empty = np.flatnonzero(np.bincount(images.labels, minlength=images.classes) == 0).tolist()
+    if not empty:
+        return None
+    some = ", ".join(map(str, empty[:5])) + (" and so on" if len(empty) > 5 else "")
+    return (
+        f"{len(empty)} of {images.classes} classes without an image have no folder ({some}), so that readers of the folders "
+        "number the classes anew; --to npz keeps the labels"
+    )
 
 
 def _fill(

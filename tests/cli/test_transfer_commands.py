@@ -51,6 +51,25 @@ def test_export(cli, tmp_path, digits, to):
     np.testing.assert_array_equal(found.labels, whole.labels[order])
 
 
+def test_export_to_a_folder_says_which_classes_it_loses(cli, tmp_path, digits):
+    from synthfast.data.selection import write_selection
+
+    chosen, images = tmp_path / "some.npy", ShardSet(digits)
+    write_selection(chosen, images, np.flatnonzero(images.labels % 4 != 3), None, {})
+    ran = cli("shards", "export", digits, "--to", "folder", "--selection", chosen, "--out", tmp_path / "a")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines()[1] == (
+        "warning: 2 of 10 classes without an image have no folder (3, 7), so that readers of the folders number the classes "
+        "anew; --to npz keeps the labels"
+    )
+    npz = tmp_path / "a.npz"
+    assert (
+        len(cli("shards", "export", digits, "--to", "npz", "--selection", chosen, "--out", npz).out.splitlines()) == 1
+    )
+    cli("shards", "import", f"npz:{npz}", "--out", tmp_path / "back")
+    assert np.bincount(ShardSet(tmp_path / "back").labels)[[3, 7]].tolist() == [0, 0]
+
+
 def test_split_and_merge(cli, tmp_path, digits):
     ran = cli("shards", "split", digits, "--sizes", "0.8,0.2", "--balanced", "--out", tmp_path / "part")
     assert ran.out == f"{tmp_path / 'part-0'}: 400 images\n{tmp_path / 'part-1'}: 100 images\n"

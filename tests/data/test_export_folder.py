@@ -86,8 +86,24 @@ def test_many_classes_are_numbered_in_equal_width():
 
 def test_a_class_without_images_has_no_folder(tmp_path):
     images = ArrayImages("toy", [pixels_of(3, (2, 2, 1))], np.array([0, 2, 2]), 3)
-    write(write_folder, images, tmp_path / "out")
+    for _ in range(2):  # it is no less true when all is there already
+        done = write(write_folder, images, tmp_path / "out")
+        assert done.warning.startswith("1 of 3 classes without an image have no folder (1), ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "2", "export.json"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        (np.array([0, 1, 2]), 3, None),
+        (None, None, None),
+        (np.array([0, 1, 1]), 4, "2 of 4 classes without an image have no folder (2, 3), "),
+        (np.array([6, 8, 8]), 10, "8 of 10 classes without an image have no folder (0, 1, 2, 3, 4 and so on), "),
+    ],
+)
+def test_a_warning_says_which_classes_have_no_folder(tmp_path, labels, classes, said):
+    done = write(write_folder, ArrayImages("toy", [pixels_of(3, (2, 2, 1))], labels, classes), tmp_path / "out")
+    assert done.warning is None if said is None else done.warning.startswith(said)
 
 
 def test_cifar_layout(tmp_path, monkeypatch):
