@@ -3,9 +3,9 @@
     python -m bench.experiments.ten_million [--n 10000000] [--shard-size 10000] [--threads 2]
 
 Writes a shard folder of so many images of 1x1x1 pixels and ten classes through the writer that `synthfast sample` uses, so that
-nothing but the number of images and shards counts. Half of the shards are written, the folder is opened again as the same command
-would do it after a kill, the rest is written and the folder finished. Then it is opened for reading, 512 images are read in random
-order, and it is verified.
+nothing but the number of images and shards counts. Half of the shards are written, the folder is opened again as the same
+command would do it after a kill, the rest is written and the folder finished. Then it is opened for reading, 512 images are read
+in random order, and it is verified.
 """
 
 from __future__ import annotations
