@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import http.client
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -33,6 +35,7 @@ DIGIT_NAMES = tuple("0123456789")
 CELEBA_CROP = 140
 CELEBA_SIZE = (178, 218)
 PARTITION = "list_eval_partition.txt"
+_CHUNK = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def open_mnist(wanted: Wanted) -> ImageSet:
     if paths is None:
         raise _missing("mnist", f"{names[0]}[.gz]", folders)
     images, labels = _read_idx(paths[0], 3), _read_idx(paths[1], 1)
+    _require_part("mnist", wanted.split, len(images), {"train": 60_000, "test": 10_000})
     return ArrayImages(f"mnist:{wanted.split}", [images[..., None]], labels, 10, DIGIT_NAMES)
 
 
@@ -93,6 +97,10 @@ def open_cifar(wanted: Wanted, *, classes: int) -> ImageSet:
         raise _missing(name, f"{python_folder.name} or {folder.name}", [data_dir])
     with _downloading(name, data_dir) as datasets:
         kind = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
+        if not wanted.download:
+            _require_known(
+                python_folder, [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+            )
         data = kind(str(data_dir), train=split == "train", download=wanted.download)
     return ArrayImages(
         f"{name}:{split}", [np.ascontiguousarray(data.data)], np.asarray(data.targets), classes, data.classes
@@ -120,7 +128,12 @@ def _open_cifar_binary(name: str, folder: Path, classes: int, split: str) -> Ima
     class_names = None
     if (folder / names_file).is_file():
         class_names = _read_bytes(folder / names_file).decode("utf-8", "replace").split()
+        if len(class_names) != classes:
+            raise SynthfastError(
+                f"{folder / names_file}: expected the names of {classes} classes, found {len(class_names)}; unpack it again"
+            )
     all_labels = np.concatenate(labels).astype(np.int64)
+    _require_part(name, split, len(all_labels), {"train": 50_000, "test": 10_000})
     return ArrayImages(f"{name}:{split}", parts, all_labels, classes, class_names, planar=(32, 32, 3))
 
 
@@ -142,6 +155,8 @@ def open_celeba(wanted: Wanted) -> ImageSet:
     files = []
     for line in _read_bytes(folder / PARTITION).decode("utf-8", "replace").splitlines():
         words = line.split()
+        if not words:
+            continue
         if len(words) != 2 or words[1] not in ("0", "1", "2") or Path(words[0]).name != words[0]:
             raise SynthfastError(f"{folder / PARTITION}: expected lines like '000001.jpg 0', found '{line[:60]}'")
         if words[1] == number:
@@ -201,24 +216,62 @@ def _open_downsampled(name: str, files: Sequence[Path], size: int) -> ImageSet:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """A uint8 array in the idx format: bytes 0, 0, 8 (the type), number of dimensions; big-endian sizes; data."""
-    data = _read_bytes(path)
     start = 4 + 4 * dimensions
-    if len(data) < start or data[:4] != bytes((0, 0, 8, dimensions)):
-        raise SynthfastError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
-    shape = struct.unpack(f">{dimensions}I", data[4:start])
-    size = int(np.prod(shape, dtype=object))
-    if len(data) - start != size:
-        raise SynthfastError(f"{path}: expected {size} bytes of data, found {len(data) - start}; download it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def _read_bytes(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = _read_up_to(file, start)
+            if len(header) < start or header[:4] != bytes((0, 0, 8, dimensions)):
+                raise SynthfastError(
+                    f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again"
+                )
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            size = int(np.prod(shape, dtype=object))
+            data = _read_up_to(file, size + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SynthfastError(f"{path}: not a valid gzip file ({error}); download it again") from error
     except OSError as error:
         raise os_error(path, error) from error
+    if len(data) != size:
+        found = "more" if len(data) > size else len(data)
+        raise SynthfastError(f"{path}: expected {size} bytes of data, found {found}; download it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_up_to(file: BinaryIO, size: int) -> bytearray:
+    """The next ``size`` bytes, or those that are left: memory is taken as they come, whatever a header says."""
+    data = bytearray()
+    while len(data) < size and (chunk := file.read(min(_CHUNK, size - len(data)))):
+        data += chunk
+    return data
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise os_error(path, error) from error
+
+
+def _require_part(name: str, split: str, count: int, published: Mapping[str, int]) -> None:
+    """SynthfastError if a split has as many images as another has; a part of it may have any other number."""
+    for other, number in published.items():
+        if other != split and count == number:
+            raise SynthfastError(
+                f"{name}:{split}: expected {published[split]:,} images, found {count:,}, as many as {other} has; the files "
+                "seem to be swapped"
+            )
+
+
+def _require_known(folder: Path, files: Sequence[Sequence[str]]) -> None:
+    """SynthfastError that names the first of the pickles (name, MD5) that is not the published one: it is not opened."""
+    for name, expected in files:
+        path = folder / name
+        found = hashlib.md5(_read_bytes(path), usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise SynthfastError(
+                f"{path}: expected the published file with MD5 {expected}, found {found}; it is a pickle and is not opened, "
+                "download it again or unpack the binary version"
+            )
 
 
 def _first_file(*paths: Path) -> Path | None:

@@ -20,6 +20,7 @@ _CHOICES = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
 }
+_MOST_LAYERS = 100  # layers are made one by one: a hostile file must not choose how many
 _POSITIVE_INTEGERS = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
 _OPTIONAL_POSITIVE_INTEGERS = (
     "time_embedding_dim",
@@ -141,6 +142,8 @@ class UNet2DConfig:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _unsupported(name, getattr(self, name), "true or false")
+        if self.layers_per_block > _MOST_LAYERS:
+            raise _unsupported("layers_per_block", self.layers_per_block, f"at most {_MOST_LAYERS}")
         if not (self.sample_size is None or _is_size(self.sample_size)):
             raise _unsupported("sample_size", self.sample_size, "a positive integer, a pair of them, or null")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:

@@ -183,10 +183,10 @@ def _from_gan(folder: Path, config: SampleConfig, device: torch.device) -> GANGe
             raise ValueError(f"'shape' is {shape!r}, the network's is {expected}")
         if type(classes) is not type(description.num_classes) or classes != description.num_classes:
             raise ValueError(f"'classes' is {classes!r}, the network has {description.num_classes}")
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong ({error}); train again") from error
-    with torch.device("meta"):
-        network = GANNetwork(description)
+        with torch.device("meta"):
+            network = GANNetwork(description)
+    except _WRONG as error:
+        raise _wrong(folder, error) from error
     assign_weights(network, weights, source=folder)
     return GANGenerator(
         name=name,
@@ -206,10 +206,10 @@ def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -
         default = dataclasses.asdict(diffusion.SolverConfig(**header["sampler"]))
         name, shape, classes, null_label = header["name"], header["shape"], header["classes"], header["null_label"]
         _require_fit(network, name, shape, classes, null_label)
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong ({error}); train again") from error
-    with torch.device("meta"):
-        unet = UNet2D(network)
+        with torch.device("meta"):
+            unet = UNet2D(network)
+    except _WRONG as error:
+        raise _wrong(folder, error) from error
     assign_weights(unet, weights, source=folder)
     return DiffusionGenerator(
         name=name,
@@ -222,6 +222,15 @@ def _from_checkpoint(folder: Path, config: SampleConfig, device: torch.device) -
         guidance=config.guidance,
         precision=_PRECISIONS[config.precision],
     )
+
+
+# What a configuration raises that is not one: RuntimeError where the sizes of a network overflow.
+_WRONG = (KeyError, TypeError, ValueError, OverflowError, RuntimeError, UsageError)
+
+
+def _wrong(folder: Path, error: Exception) -> SynthfastError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return SynthfastError(f"{folder / CHECKPOINT_CONFIG}: missing or wrong ({reason}); train again")
 
 
 def _require_fit(network: UNet2DConfig, name: object, shape: object, classes: object, null_label: object) -> None:

@@ -179,9 +179,16 @@ def test_cifar_python_version_through_torchvision(tmp_path, monkeypatch, classes
 def test_changed_pickle_is_not_loaded(tmp_path, monkeypatch):
     write_cifar_python(tmp_path, monkeypatch, 10)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    known = hashlib.md5(path.read_bytes()).hexdigest()
     path.write_bytes(pickle.dumps({"data": 1}))
-    with pytest.raises(SynthfastError, match="cifar10: could not be downloaded or read"):
+    message = (
+        rf"data_batch_2: expected the published file with MD5 {known}, found \w{{32}}; it is a pickle and is not opened"
+    )
+    with pytest.raises(SynthfastError, match=message):
         open_images("cifar10", data_dir=tmp_path)
+    path.unlink()
+    with pytest.raises(SynthfastError, match="data_batch_2: no such file or folder"):
+        open_images("cifar10:test", data_dir=tmp_path)
 
 
 def test_without_torchvision_the_error_says_what_to_do(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -396,6 +397,9 @@ HOSTILE = (
 )
 
 
+REMOVED = object()
+
+
 class Fuzz:
     """Strategies for hypothesis."""
 
@@ -435,6 +439,34 @@ class Fuzz:
             return value
 
         return alter()
+
+    @staticmethod
+    def every_part(value: Any, most: int) -> list[Any]:
+        """The JSON value with one of its parts removed or replaced by a hostile value; ``most`` of these, drawn at random."""
+        changes: list[tuple[tuple[Any, ...], Any]] = []
+
+        def walk(part: Any, path: tuple[Any, ...]) -> None:
+            changes.extend((path, hostile) for hostile in (*HOSTILE, REMOVED))
+            items = part.items() if isinstance(part, dict) else enumerate(part[:2]) if isinstance(part, list) else ()
+            for key, inner in items:
+                walk(inner, (*path, key))
+
+        walk(value, ())
+        changes = random.Random(0).sample(changes, min(most, len(changes)))
+        return [Fuzz.replaced(value, path, hostile) for path, hostile in changes]
+
+    @staticmethod
+    def replaced(value: Any, path: tuple[Any, ...], hostile: Any) -> Any:
+        if not path:
+            return {} if hostile is REMOVED else deepcopy(hostile)
+        result = deepcopy(value)
+        inner = result
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = deepcopy(hostile)
+        if hostile is REMOVED:
+            del inner[path[-1]]
+        return result
 
     @staticmethod
     def altered_bytes(data: bytes) -> st.SearchStrategy[bytes]:
