@@ -10,6 +10,7 @@ import numpy as np
 from synthfast.artifacts import os_error
 from synthfast.data.export_folder import CIFAR_NAMES, CIFAR_SHAPE
 from synthfast.data.images import ArrayImages
+from synthfast.data.machine import allow_open_files
 from synthfast.errors import SynthfastError
 
 _RECORD = 1 + int(np.prod(CIFAR_SHAPE))
@@ -21,6 +22,7 @@ def open_cifar_binary(path: Path, name: str) -> ArrayImages:
     The files are memory-mapped. A folder's ``batches.meta.txt`` names the classes.
     """
     files = _files(path)
+    allow_open_files(len(files))
     parts, labels = [], []
     for file in files:
         try:

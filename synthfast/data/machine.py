@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
+_OTHER_FILES = 512  # that a process may have open beside those of image sets
 _PARTS = 4  # of the work of each thread, so that one that is slow holds nobody up for long
+_reserved = 0  # files that image sets of this process have asked for
 
 
 def usable_cpus() -> int:
@@ -33,15 +36,18 @@ def in_slices(work: Callable[[slice], Result], count: int, least: int = 1) -> li
 
 
 def allow_open_files(count: int) -> None:
-    """Raise the limit on open files to ``count``, as far as the system lets a process do so for itself.
+    """Raise the limit on open files by ``count``, as far as the system lets a process do so for itself.
 
-    Each mapped file keeps a descriptor, and the usual limit of 1,024 is less than the shards of ten million images.
+    Each mapped file keeps a descriptor, and the usual limit of 1,024 is less than the shards of ten million images. Calls add
+    up: sets that are open at the same time need their files together.
     """
-    import resource
-
+    global _reserved
+    _reserved += count
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count:
+    wanted = _OTHER_FILES + _reserved
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     with contextlib.suppress(ValueError, OSError):  # opening a file then says what is wrong
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -24,8 +24,6 @@ from synthfast.data.storage import Folder, Missing, join, place, sizes
 from synthfast.data.tar_shards import TarShard, TarShards
 from synthfast.errors import SynthfastError
 
-_OTHER_FILES = 512  # that a process may have open beside the shards
-
 
 class ShardSet(ImageSet):
     """The images of a complete shard folder of either format under one index over all shards.
@@ -53,12 +51,11 @@ class ShardSet(ImageSet):
         request, shards = self.manifest.request, self.manifest.shards
         if not self.manifest.complete:
             raise SynthfastError(_incomplete(self.path, self.manifest))
-        allow_open_files(len(shards) + _OTHER_FILES)
+        allow_open_files(len(shards))
         self.format, codec = request.format, request.codec
         self.codec = None if codec is None else codec.name
         self.lossy = self.codec == "jpg" or request.values.get("lossy") is True
-        every = None if request.classes is None else [_map_labels(self.path, entry) for entry in shards]
-        labels = None if every is None else np.concatenate(every)
+        labels = None if request.classes is None else _all_labels(self.path, request, shards)
         self.arrays: Sequence[np.ndarray] = []
         self._images: ArrayImages | FetchedArrays | TarShards
         if codec is None and isinstance(self.path, str):
@@ -185,6 +182,13 @@ def summary(path: str | os.PathLike) -> dict[str, Any]:
         "bytes": sum(file.bytes for entry in entries.values() for file in entry.files),
         "request": request.values,
     }
+
+
+def _all_labels(path: Folder, request: Request, shards: Sequence[ShardEntry]) -> np.ndarray:
+    """int64 [n], a copy, for which one shard at a time is open."""
+    parts = [np.zeros(0, np.int64)]
+    parts += (np.array(_map_labels(path, entry)) for entry in shards)
+    return np.concatenate(parts)
 
 
 def _map_labels(path: Folder, entry: ShardEntry) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +285,21 @@ def test_a_cut_cifar_file_is_one_line(tmp_path, size):
     (tmp_path / "a.bin").write_bytes(bytes(size))
     with pytest.raises(SynthfastError, match=f"expected a whole number of 3073-byte records, found {size} bytes"):
         open_images(f"cifar-binary:{tmp_path / 'a.bin'}")
+
+
+def test_more_cifar_files_than_open_files(tmp_path):
+    """Ten million images are a thousand files, each of which stays open."""
+    for k in range(1, 121):
+        (tmp_path / f"data_batch_{k}.bin").write_bytes(bytes([k]) + bytes(3072))
+    program = f"""
+import resource, numpy as np
+from pathlib import Path
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+from synthfast.data.cifar_binary import open_cifar_binary
+assert open_cifar_binary(Path({str(tmp_path)!r}), "many").read(np.arange(120)).shape == (120, 32, 32, 3)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_label_beyond_the_names_is_one_line(tmp_path):
