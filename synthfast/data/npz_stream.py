@@ -55,7 +55,7 @@ class NpzStream(ImageSet):
             self._members = {name: member for name, member in members.items() if member is not None}
             self._stream, header = self._open("image")
             shape = _image_shape(header, path)
-            labels = self._labels() if "label" in self._members else None
+            labels = self._labels(header.shape[0]) if "label" in self._members else None
         super().__init__(name, shape, header.shape[0], labels)
         self._row = int(np.prod(shape))
 
@@ -77,11 +77,12 @@ class NpzStream(ImageSet):
             raise SynthfastError(f"{where}: is in Fortran order, expected C order; save it again from C order")
         return stream, header
 
-    def _labels(self) -> np.ndarray:
+    def _labels(self, count: int) -> np.ndarray:
         stream, header = self._open("label")
-        if header.dtype.kind not in "iu" or len(header.shape) != 1:
+        if header.dtype.kind not in "iu" or header.shape != (count,):
             raise SynthfastError(
-                f"{self._path}: 'label' must be integers [n], found {header.dtype} {list(header.shape)}; convert it"
+                f"{self._path}: 'label' must be integers [{count}], one per image, found {header.dtype} "
+                f"{list(header.shape)}; convert it"
             )
         with stream:
             parts = [np.zeros(0, np.int64)]

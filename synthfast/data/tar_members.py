@@ -15,6 +15,7 @@ from synthfast.errors import SynthfastError
 BLOCK = 512
 _LARGEST = 1 << 60  # beyond any file
 _MOST_EXTENDED = 1 << 20  # bytes of an extended header: real ones have a few hundred
+_RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=]{1,4096})=")
 _FILES, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), b"5", b"L", b"K", b"x", b"g"
 _REFUSED = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
 
@@ -127,14 +128,14 @@ def _extended(file: IO[bytes], where: str, at: int, length: int) -> bytes:
 
 def _pax(text: bytes, where: str, at: int) -> dict[str, str]:
     """Records ``LENGTH KEY=VALUE`` and a line feed each, where LENGTH counts the whole record."""
-    values = {}
-    while text:
-        match = re.match(rb"([1-9][0-9]{0,6}) ([^=]+)=", text[:4096])
-        length = int(match[1]) if match else 0
-        if match is None or not match.end() < length <= len(text) or text[length - 1 : length] != b"\n":
+    values, place = {}, 0
+    while place < len(text):
+        match = _RECORD.match(text, place)
+        end = place + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(text) or text[end - 1 : end] != b"\n":
             raise SynthfastError(f"{where}: a damaged extended header at byte {at}; restore it")
-        values[match[2].decode("utf-8", "replace")] = text[match.end() : length - 1].decode("utf-8", "replace")
-        text = text[length:]
+        values[match[2].decode("utf-8", "replace")] = text[match.end() : end - 1].decode("utf-8", "replace")
+        place = end
     return values
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -201,9 +202,15 @@ PIXELS = npy_header("|u1", (3, 2, 2, 1)) + bytes(12)
         ({"image.npy": npy_header("|u1", (1 << 45, 1, 1)) + b"abc"}, f"expected {1 << 45} bytes of data, found 3"),
         ({"image.npy": b"\x80\x04pickle"}, "not a valid npy file"),
         ({"image.npy": PIXELS.replace(b"False", b"True ")}, "Fortran order"),
-        ({"image.npy": PIXELS, "label.npy": npy_header("<f8", (3,)) + bytes(24)}, r"'label' must be integers \[n\]"),
+        (
+            {"image.npy": PIXELS, "label.npy": npy_header("<f8", (3,)) + bytes(24)},
+            r"'label' must be integers \[3\], one",
+        ),
         ({"image.npy": PIXELS, "label.npy": npy_header("<i8", (3, 1)) + bytes(24)}, r"found int64 \[3, 1\]"),
-        ({"image.npy": PIXELS, "label.npy": npy_header("<i8", (4,)) + bytes(32)}, r"labels must be integers \[3\]"),
+        (
+            {"image.npy": PIXELS, "label.npy": npy_header("<i8", (4,)) + bytes(32)},
+            r"integers \[3\], one per image, found int64 \[4\]",
+        ),
         ({"image.npy": PIXELS, "label.npy": npy_header("|i1", (3,)) + b"\xff\0\0"}, "0 or more, found -1"),
     ],
 )
@@ -223,6 +230,19 @@ def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(SynthfastError, match=f"cannot hold {128 + (1 << 30)}; restore or remake"):
         NpzStream(path, "npz:a")
+
+
+def test_labels_of_no_image_are_not_read(tmp_path):
+    """A member of a few kilobytes unfolds to as many labels as it likes."""
+    path = zipped(
+        tmp_path / "a.npz", {"image.npy": PIXELS, "label.npy": npy_header("|i1", (1 << 24,)) + bytes(1 << 24)}
+    )
+    tracemalloc.start()
+    with pytest.raises(SynthfastError, match=rf"integers \[3\], one per image, found int8 \[{1 << 24}\]"):
+        NpzStream(path, "npz:a")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2 << 20
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
