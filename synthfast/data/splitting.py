@@ -47,6 +47,7 @@ def split(config: SplitConfig, report: Report | None = None) -> list[Copied]:
     layout = layout_of(images, config.format, config.shard_size, config.codec, config.quality)
     origin = origin_of(images, config.source[0])
     tell = report or (lambda done, total: None)
+    prefix = str(config.out).rstrip("/") or "/"  # a folder's name, as shells complete it
     results, first = [], 0
     for k, size in enumerate(sizes):
         how = {"part": k, "sizes": sizes, "shuffle": config.shuffle, "balanced": config.balanced}
@@ -60,7 +61,7 @@ def split(config: SplitConfig, report: Report | None = None) -> list[Copied]:
         def tell_all(done: int, total: int, base: int = base) -> None:
             tell(base + done, len(images))
 
-        results.append(copy_to_shards(part, f"{config.out}-{k}", request, options=_OPTIONS, report=tell_all))
+        results.append(copy_to_shards(part, f"{prefix}-{k}", request, options=_OPTIONS, report=tell_all))
         first += size
     return results
 

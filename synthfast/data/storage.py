@@ -61,7 +61,8 @@ def sizes(folder: Folder) -> dict[str, int]:
     """The files directly in ``folder``, with their bytes; none if it is not there. A local folder's entries of any kind."""
     if isinstance(folder, Path):
         try:
-            return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)}
+            with os.scandir(folder) as entries:
+                return dict(_sizes(entries))
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -77,6 +78,12 @@ def sizes(folder: Folder) -> dict[str, int]:
         for entry in entries
         if entry.get("type") != "directory"
     }
+
+
+def _sizes(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, int]]:
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed since, as temporary files are
+            yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 def read_object(folder: Folder, name: str, what: str) -> dict[str, Any]:

@@ -521,6 +521,30 @@ def test_file_urls_are_local_paths(tmp_path, write, request_values):
     assert sizes(place(f"file://{tmp_path}/none")) == {}
 
 
+def test_a_folder_that_is_being_written_is_listed_without_what_is_gone_again(tmp_path, monkeypatch):
+    """Temporary files get their names at any moment: also between the listing and the look at their size."""
+    for name in ("a", ".tmp-b", "c"):
+        (tmp_path / name).write_bytes(b"123")
+    scandir = os.scandir
+
+    class Listing(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    def listed(path):
+        with scandir(path) as entries:
+            found = Listing(entries)
+        os.replace(tmp_path / ".tmp-b", tmp_path / "b")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", listed)
+        assert sizes(tmp_path) == {"a": 3, "c": 3}
+
+
 @pytest.mark.parametrize("format", ["npy", "wds"])
 def test_sample_writes_to_a_url(tmp_path, memory, format):
     from synthfast.distributed import Ranks

@@ -268,6 +268,11 @@ def parts_of(tmp_path: Path, shards: Path, **options) -> list[ShardSet]:
     return found
 
 
+def test_a_prefix_may_end_in_a_slash_as_shells_complete_folders(tmp_path, shards):
+    done = split(SplitConfig(source=(str(shards),), out=f"{tmp_path / 'part'}/", parts=2))
+    assert [copied.path for copied in done] == [str(tmp_path / "part-0"), str(tmp_path / "part-1")]
+
+
 def test_split_is_contiguous(tmp_path, shards):
     parts = parts_of(tmp_path, shards, parts=4)
     assert [len(part) for part in parts] == [5, 6, 6, 6]
