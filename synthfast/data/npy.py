@@ -74,11 +74,11 @@ def map_npy(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
                 found = f"{header.dtype} {list(header.shape)}{' in Fortran order' if header.fortran_order else ''}"
                 raise SynthfastError(f"{path}: expected {wanted[0]} {list(shape)}, found {found}; restore or remake it")
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
-        if size != offset + header.data_bytes:
-            raise SynthfastError(
-                f"{path}: expected {offset + header.data_bytes} bytes, found {size}; restore or remake it"
-            )
-        return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+            if size != offset + header.data_bytes:
+                raise SynthfastError(
+                    f"{path}: expected {offset + header.data_bytes} bytes, found {size}; restore or remake it"
+                )
+            return np.asarray(np.memmap(file, dtype, "r", offset, shape))  # the file that was checked, opened once
     except OSError as error:
         raise os_error(path, error) from error
 
