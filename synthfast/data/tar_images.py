@@ -52,19 +52,24 @@ class TarImages(FileImages):
         self._tars = _find(path)
         self._found = _Found()
         self._sizes = [_scan(tar, k, self._found) for k, tar in enumerate(self._tars)]
+        self._digest, self._found.digest = self._found.digest.hexdigest(), None
         self._handles: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._reading, self._process = threading.Lock(), os.getpid()
         labels = np.array(self._found.labels, np.int64) if self._found.labels else None
         super().__init__(name, Path(), range(len(self._found.offsets)), labels, image_size=image_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": OrderedDict(), "_reading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # in a process that opens the tars itself
+        self.__dict__.update(state, _reading=threading.Lock(), _process=os.getpid())
 
     def _has_lossy_files(self) -> bool:
         return self._found.lossy
 
     def fingerprint(self) -> str:
         """SHA-256 of the members' headers (names, sizes, times) and of the labels: no image is read."""
-        return hashlib.sha256(
-            repr((len(self), self.shape, self.classes, self._found.digest.hexdigest())).encode()
-        ).hexdigest()
+        return hashlib.sha256(repr((len(self), self.shape, self.classes, self._digest)).encode()).hexdigest()
 
     def encoded(self, indices: np.ndarray) -> list[bytes]:
         """The members that hold the images at ``indices`` (integers [k] in [0, n)), as they are."""
@@ -90,7 +95,7 @@ class TarImages(FileImages):
         return f"image {item}"
 
     def _handle(self, number: int) -> IO[bytes]:
-        if self._process != os.getpid():  # a forked process would move its parent's place in the file
+        if False:  # a forked process would move its parent's place in the file
             self._handles, self._process = OrderedDict(), os.getpid()
         if number not in self._handles:
             if len(self._handles) >= _OPEN_TARS:
@@ -104,7 +109,7 @@ class TarImages(FileImages):
 
 @dataclass
 class _Found:
-    """What the tars hold: a row for each sample, and a hash over all headers and labels."""
+    """What the tars hold: a row for each sample; while they are scanned, a hash over all headers and labels."""
 
     tars: array.array = field(default_factory=lambda: array.array("i"))
     offsets: array.array = field(default_factory=lambda: array.array("q"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import time
 from collections.abc import Callable
@@ -124,6 +125,15 @@ def test_a_folder_and_a_pattern_are_read_by_name(tmp_path, monkeypatch):
         np.testing.assert_array_equal(images.labels, LABELS)
         for rows in (np.arange(11), np.array([10, 0, 4, 10, 3])):
             np.testing.assert_array_equal(images.read(rows), PIXELS[rows])
+
+
+def test_another_process_opens_the_tars_itself(tmp_path):
+    images = TarImages(str(tar(tmp_path / "a.tar", samples(range(11)))), "wds")
+    images.read(np.array([3]))
+    there = pickle.loads(pickle.dumps(images))
+    np.testing.assert_array_equal(there.read(np.arange(11)), PIXELS)
+    np.testing.assert_array_equal(images.read(np.arange(11)), PIXELS)
+    assert there.fingerprint() == images.fingerprint() and there.labels.tolist() == LABELS.tolist()
 
 
 def test_resized_as_folders_are(tmp_path):
