@@ -3,11 +3,13 @@
     python -m bench.pipeline.prdc [--threads 2] [--images 10000] [--dim 512] [--jobs 1,2,8]
 
 The peer is the package `prdc`, which computes all distances in float64 by scikit-learn with n_jobs=8; it also runs with the other
-numbers of --jobs, and the fastest is what counts; with `--jobs none` ours runs alone, for sizes that the peer has no memory for
-(50,000 images by 2,048 features), and the result has the size in its name. Each variant runs in a process of its own, in random order, round by round,
-several times: the time is that of the call, the memory what the process then holds at most beyond what it held just before
-(libraries and features), and also its peak in all. The features are those of a random network with a mean far from 0, of few
-intrinsic dimensions. The check: every variant gives the same four counts in every round.
+numbers of --jobs, and the fastest is what counts. With `--jobs none` ours runs alone, for sizes that the peer has no memory for
+(50,000 images by 2,048 features), and the result has the size in its name.
+
+Each variant runs in a process of its own, in random order, round by round, several times: the time is that of the call, the memory
+what the process then holds at most beyond what it held just before (libraries and features), and also its peak in all. The
+features are those of a random network with a mean far from 0, of few intrinsic dimensions. The check: every variant gives the
+same four counts in every round.
 """
 
 from __future__ import annotations
