@@ -28,6 +28,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from bench import harness
-from synthfast.data import ShardFolder, ShardSet
+from synthfast.data import ImageSet, ShardFolder, ShardSet
 from synthfast.data.loaders import Augment, Wanted, open_loader
 from synthfast.training.batches import EpochOrder
 
@@ -101,7 +102,7 @@ class Cifar(CIFAR10):
     meta = {**CIFAR10.meta, "md5": None}  # noqa: RUF012
 
 
-def ours(images: ShardSet, kind: str, workers: int | None, augmented: bool = True) -> Reader:
+def ours(images: ImageSet, kind: str, workers: int | None, augmented: bool = True) -> Reader:
     """Batches in shuffled passes; with ``augmented`` off once through in order."""
     loader = open_loader(kind, [images], CPU, Augment(0, CROP, True) if augmented else Augment(), workers=workers)
     order = EpochOrder(len(images), 0)
@@ -165,8 +166,8 @@ def check(readers: dict[str, Callable[[bool], Reader]], images: np.ndarray, labe
         assert batch.is_contiguous(memory_format=torch.channels_last), name
 
 
-def make_case(
-    name: str, best: str, readers: dict[str, Callable[[bool], Reader]], images: np.ndarray, labels: np.ndarray
+def reading_case(
+    name: str, best: str, readers: dict[str, Callable[[bool], Reader]], check: Callable[[], None]
 ) -> harness.Case:
     opened: dict[str, Reader] = {}
 
@@ -189,7 +190,7 @@ def make_case(
 
     variants = {key: variant(key) for key in readers}
     items = BATCH * BATCHES
-    return harness.Case(name, best, variants, lambda: check(readers, images, labels), items=items, before=before)
+    return harness.Case(name, best, variants, check, items=items, before=before)
 
 
 def cases(folder: Path, options: argparse.Namespace) -> Iterator[harness.Case]:
@@ -218,8 +219,11 @@ def cases(folder: Path, options: argparse.Namespace) -> Iterator[harness.Case]:
         **{f"wds, torch, {n} workers": lambda augmented, n=n: ours(wds, "torch", n, augmented) for n in workers if n},
     }
     what = f"{options.images:,} images"
-    yield make_case(f"npy shards, {what}", "npy, device", {**of_npy, **torchvision, **webdataset}, images, labels)
-    yield make_case(f"tars of png, {what}", "wds, auto", {**of_wds, **webdataset}, images, labels)
+    for name, best, readers in (
+        (f"npy shards, {what}", "npy, device", {**of_npy, **torchvision, **webdataset}),
+        (f"tars of png, {what}", "wds, auto", {**of_wds, **webdataset}),
+    ):
+        yield reading_case(name, best, readers, partial(check, readers, images, labels))
 
 
 def anonymous_bytes() -> int:

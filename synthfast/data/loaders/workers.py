@@ -159,22 +159,18 @@ def _ignore_interrupts(_: int) -> None:
 
 
 def _started(data: DataLoader) -> Iterator[Any]:
-    """An iterator with its workers, which leave alone what a fork has copied.
+    """An iterator with its workers.
 
-    A DALI pipeline that a worker's garbage collection ends would wait for ever for the pipeline's threads, which are not there.
-    PyTorch's handler of ended processes, which would raise its error wherever this process is, makes way for the one before:
-    that a worker has ended is then found when the next batch is waited for.
+    Garbage is collected before the fork: a DALI pipeline that a worker's collection ended would wait for ever for the pipeline's
+    threads, which are not there. PyTorch's handler of ended processes, which would raise its error wherever this process is,
+    makes way for the one before: that a worker has ended is then found when the next batch is waited for.
     """
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     gc.collect()
-    frozen_before = gc.get_freeze_count()
-    gc.freeze()
     try:
         return iter(data)
     finally:
-        if not frozen_before:
-            gc.unfreeze()
         if on_main_thread and handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 

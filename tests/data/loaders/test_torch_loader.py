@@ -102,14 +102,24 @@ class Deadly(ArrayImages):
         return super()._read(indices)
 
 
-def test_a_worker_that_is_killed_is_one_line_and_leaves_none_behind():
+@pytest.fixture
+def no_handler(monkeypatch):
+    """As in a process where no DataLoader has had workers yet."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_worker_that_is_killed_is_one_line_and_leaves_none_behind(no_handler):
     images: ImageSet = Deadly("deadly", [PIXELS])
-    loader, before = open_loader("torch", [images], CPU, workers=2), signal.getsignal(signal.SIGCHLD)
+    loader = open_loader("torch", [images], CPU, workers=2)
     with pytest.raises(
         SynthfastError, match=r"^--loader torch: a worker process has ended \(.+\); give it fewer --"
     ) as caught:
         for _ in loader.batches(lambda step: Wanted((np.array([step]),)), 0, 20):
-            assert signal.getsignal(signal.SIGCHLD) is before  # PyTorch's would raise wherever this process is
+            # PyTorch's would raise wherever this process is.
+            assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
     assert "\n" not in str(caught.value)
     del caught
     gc.collect()
@@ -119,7 +129,8 @@ def test_a_worker_that_is_killed_is_one_line_and_leaves_none_behind():
 def test_workers_do_not_hear_ctrl_c():
     loader = open_loader("torch", [ArrayImages("toy", [PIXELS])], CPU, workers=2)
     batches = loader.batches(lambda step: Wanted((np.array([step % 20]),)), 0, 1000)
-    next(batches)
+    for _ in range(2):  # one from each: both have begun
+        next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
@@ -131,26 +142,46 @@ def test_workers_do_not_hear_ctrl_c():
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_opens_tars_anew(made, monkeypatch):
+    """A place in a file is shared with the process that was forked from."""
+    images = made("tars")
+    expected = images.read(np.array([0, 30]))
+    handles = dict(images._handles)
+    images.read(np.array([0, 30]))
+    assert images._handles == handles
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert np.array_equal(images.read(np.array([0, 30])), expected)
+    assert images._handles.keys() == handles.keys() and not set(images._handles.values()) & set(handles.values())
+
+
+class Collecting(ArrayImages):
+    """Collects garbage whenever it is read."""
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        gc.collect()
+        return super()._read(indices)
+
+
 def test_a_fork_leaves_dalis_pipelines_alone(made):
     """Those that are garbage, which a worker's collection would end, and wait for ever for threads that it has not."""
     dali = pytest.importorskip("nvidia.dali")
-    left = open_loader("dali", [made("jpg")], CPU, workers=1)
-    unfinished = left.batches(lambda _: Wanted((np.arange(4),)), 0, 9)
-    next(unfinished)
-    knot = [unfinished]
-    knot.append(knot)  # only a collection frees it
-    assert sum(type(one) is dali.Pipeline for one in gc.get_objects()) >= 1
+    loader = open_loader("torch", [Collecting("toy", [PIXELS])], CPU, workers=1)
+
+    def hangs(*_):
+        raise TimeoutError("the worker hangs")
+
+    before = signal.signal(signal.SIGALRM, hangs)
     gc.disable()
     try:
-        del knot, unfinished, left
-
-        class Collecting(ArrayImages):
-            def _read(self, indices: np.ndarray) -> np.ndarray:
-                gc.collect()
-                return super()._read(indices)
-
-        loader = open_loader("torch", [Collecting("toy", [PIXELS])], CPU, workers=1)
+        unfinished = open_loader("dali", [made("jpg")], CPU, workers=1).batches(lambda _: Wanted((np.arange(4),)), 0, 9)
+        next(unfinished)
+        knot: list[object] = [unfinished]
+        knot.append(knot)  # only a collection frees it
+        del unfinished, knot
+        assert any(type(one) is dali.Pipeline for one in gc.get_objects())
+        signal.alarm(30)
         assert len(list(loader.batches(lambda step: Wanted((np.array([step]),)), 0, 5))) == 5
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
         gc.enable()
-    assert gc.get_freeze_count() == 0
