@@ -6,7 +6,7 @@ The peer is the package `prdc`, which computes all distances in float64 by sciki
 numbers of --jobs, and the fastest is what counts. With `--jobs none` ours runs alone, for sizes that the peer has no memory for
 (50,000 images by 2,048 features), and the result has the size in its name.
 
-Each variant runs in a process of its own, in random order, round by round, several times: the time is that of the call, the memory
+Each variant runs in a process of its own, in random order, round by round: the time is that of the call, the memory
 what the process then holds at most beyond what it held just before (libraries and features), and also its peak in all. The
 features are those of a random network with a mean far from 0, of few intrinsic dimensions. The check: every variant gives the
 same four counts in every round.
