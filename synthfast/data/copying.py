@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from synthfast import __version__
-from synthfast.data.codec import Codec
+from synthfast.data.codec import DEFAULT_QUALITY, Codec
 from synthfast.data.images import Chosen, ImageSet, by_part
 from synthfast.data.joined import Joined
 from synthfast.data.selection import Selection
@@ -19,6 +19,7 @@ from synthfast.data.shards import ShardFolder
 from synthfast.errors import UsageError
 
 CHUNK_BYTES = 8 << 20  # of pixels, read and written at a time
+CHUNK_IMAGES = 1 << 14  # at most: in a tar the smallest images take 2 KB each
 
 # Called with the images done (those that were there before included) and all of them; first before the first image.
 Report = Callable[[int, int], None]
@@ -49,7 +50,7 @@ class Layout:
         if self.format == "wds":
             values |= {"format": "wds", "codec": self.codec or "png"}
             if values["codec"] == "jpg":
-                values["quality"] = self.quality or 95
+                values["quality"] = self.quality or DEFAULT_QUALITY
         return values
 
 
@@ -147,7 +148,8 @@ def _joined_files(ends: np.ndarray, parts: list[Callable[[np.ndarray], list[byte
 
 
 def chunks(images: ImageSet, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """The numbers ``first`` to ``stop - 1`` (all of them by default), int64, as many at a time as CHUNK_BYTES hold."""
+    """The numbers ``first`` to ``stop - 1`` (all of them by default), int64, as many at a time as CHUNK_BYTES hold, and no more
+    than CHUNK_IMAGES."""
     stop = len(images) if stop is None else stop
-    size = max(1, CHUNK_BYTES // int(np.prod(images.shape)))
+    size = min(max(1, CHUNK_BYTES // int(np.prod(images.shape))), CHUNK_IMAGES)
     return (np.arange(start, min(start + size, stop)) for start in range(first, stop, size))

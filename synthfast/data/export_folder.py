@@ -8,6 +8,7 @@ run goes on where the last one stopped, and no other command writes there.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -68,7 +69,7 @@ def write_folder(
         pixels = images.read(np.arange(numbers.start, numbers.stop))
         for number, file in zip(numbers, codec.encode(pixels), strict=True):
             _replace(path(number), file)
-        os.sync()  # once for all of them: before the record says that they are written
+        _wait_for_disk(out)  # once for all of them: before the record says that they are written
 
     def is_there(numbers: range) -> bool:
         return all(_size(path(number)) for number in numbers)
@@ -216,6 +217,21 @@ def _replace(path: Path, data: bytes) -> None:
     with open(temporary, "wb") as file:
         file.write(data)
     os.replace(temporary, path)
+
+
+def _wait_for_disk(folder: Path) -> None:
+    """Until all that was written to the file system of ``folder`` is on the disk; Linux alone can do so for just this one."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

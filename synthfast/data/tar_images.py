@@ -95,7 +95,7 @@ class TarImages(FileImages):
         return f"image {item}"
 
     def _handle(self, number: int) -> IO[bytes]:
-        if False:  # a forked process would move its parent's place in the file
+        if self._process != os.getpid():  # a forked process would move its parent's place in the file
             self._handles, self._process = OrderedDict(), os.getpid()
         if number not in self._handles:
             if len(self._handles) >= _OPEN_TARS:
@@ -238,9 +238,16 @@ def _json_label(data: bytes, member: Member, tar: Path) -> int | None:
 
 
 def _open_tar(tar: Path) -> IO[bytes]:
-    with open(tar, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(tar) if gzipped else open(tar, "rb")
+    file = open(tar, "rb")  # noqa: SIM115 (the caller closes it)
+    try:
+        if file.read(2) != b"\x1f\x8b":
+            file.seek(0)
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return gzip.open(tar)
 
 
 @contextlib.contextmanager

@@ -405,3 +405,15 @@ def test_memory_stays_flat_whatever_the_number_of_images(tmp_path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(ShardSet(tmp_path / "merged")) == 8000 and peak < 10e6
+
+
+def test_the_smallest_images_fill_no_memory_either(tmp_path):
+    """In a tar an image of 4 bytes takes 2 KB: 8 MB of pixels would be 4 GB."""
+    import tracemalloc
+
+    np.savez(tmp_path / "a.npz", image=np.zeros((50_000, 2, 2, 1), np.uint8), label=np.arange(50_000) % 10)
+    tracemalloc.start()
+    import_(f"npz:{tmp_path / 'a.npz'}", tmp_path / "wds", shard_size=50_000, format="wds")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(ShardSet(tmp_path / "wds")) == 50_000 and peak < 100e6
