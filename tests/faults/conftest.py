@@ -397,6 +397,26 @@ HOSTILE = (
 )
 
 
+# One of each kind, for sweeps.
+WORST = (
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    float("inf"),
+    float("nan"),
+    True,
+    None,
+    "",
+    "../x",
+    "\ud800",
+    [],
+    {},
+    ["x"],
+    [1, 2],
+)
 REMOVED = object()
 
 
@@ -446,7 +466,7 @@ class Fuzz:
         changes: list[tuple[tuple[Any, ...], Any]] = []
 
         def walk(part: Any, path: tuple[Any, ...]) -> None:
-            changes.extend((path, hostile) for hostile in (*HOSTILE, REMOVED))
+            changes.extend((path, hostile) for hostile in (*WORST, REMOVED))
             items = part.items() if isinstance(part, dict) else enumerate(part[:2]) if isinstance(part, list) else ()
             for key, inner in items:
                 walk(inner, (*path, key))

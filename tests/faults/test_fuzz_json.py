@@ -148,7 +148,7 @@ def classifier(given: Given) -> Reader:
 
 # Each with the number of changes that are swept, of some thousands. SYNTHFAST_SOAK=20 makes it twenty times as many.
 READERS = {
-    "manifest": (manifest, 1000),
+    "manifest": (manifest, 3000),
     "manifest of tars": (manifest_of_tars, 150),
     "sidecar": (sidecar, 600),
     "selection": (selection, 800),
