@@ -69,7 +69,8 @@ def split(config: SplitConfig, report: Report | None = None) -> list[Copied]:
 def part_sizes(config: SplitConfig, n: int) -> list[int]:
     """How many of ``n`` images each part gets. Cuts between shares lie where their sum times ``n`` is rounded to."""
     if config.parts is not None:
-        cuts = [k * n // config.parts for k in range(config.parts + 1)]
+        parts = min(config.parts, n + 1)  # one of these is empty already, and refused below
+        cuts = [k * n // parts for k in range(parts + 1)]
     else:
         given = config.given_sizes
         if isinstance(given[0], int):
