@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,7 @@ def open_images(
 
 def open_npz(path: Path, name: str) -> ImageSet:
     """Arrays ``image`` and, where there, ``label`` of an npz file; stored (not deflated) ones stay on disk."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SynthfastError(f"{path}: no such npz file; check the path")
     arrays = read_npz(path, ("image",), ("label",))
     image = arrays["image"]
@@ -136,15 +137,15 @@ def _open_path(source: str) -> ImageSet:
     if is_url(source):
         return ShardSet(source)
     path = Path(place(source))
-    if (path / MANIFEST).exists():
+    if os.path.exists(path / MANIFEST):  # unlike a Path it takes a name that is too long for one that is not there
         return ShardSet(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(
             f"{source}: a folder without {MANIFEST} is no shard folder; for a folder of images write folder:{source}"
         )
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz" and os.path.isfile(path):
         raise UsageError(f"{source}: for an npz file write npz:{source}")
-    if path.name.endswith(TAR_SUFFIXES) and path.is_file():
+    if path.name.endswith(TAR_SUFFIXES) and os.path.isfile(path):
         raise UsageError(f"{source}: for a WebDataset tar write wds:{source}")
     names = ", ".join(NAMED)
     raise UsageError(

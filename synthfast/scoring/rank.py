@@ -9,6 +9,7 @@ arXiv:2104.09425, section 4, who find that ARC predicts it and FID does not).
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,7 @@ class Source:
 
     @property
     def is_shards(self) -> bool:
-        return (Path(self.spec) / MANIFEST).exists()
+        return os.path.exists(Path(self.spec) / MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
     """NAME=SOURCE as it says; else a folder has the name of its last part, and py:module:function that of the function."""
     sources = []
     for text in texts:
-        match = None if Path(text).exists() else _NAMED.fullmatch(text)
+        match = None if os.path.exists(text) else _NAMED.fullmatch(text)
         name, spec = match.groups() if match else (re.split(r"[/:]", text.rstrip("/"))[-1], text)
         if name in ("", ".", ".."):
             raise UsageError(f"{text}: expected a name, found none; write NAME={text}")
