@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -137,10 +138,17 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+# tomllib takes memory for a key with dots by the square of its parts.
+_LONG_KEY = re.compile(r"^[ \t\[]*(?:[\w\-\"' ]*\.){1000}", re.MULTILINE)
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The values of a TOML file; one-line UsageError if it is missing or broken."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("a key of a thousand parts")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file; check the path") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an endless integer

@@ -13,6 +13,7 @@ from synthfast.errors import UsageError
 from synthfast.scoring.arc_curve import CHANCE, isotonic
 
 AUTO = "auto"
+_MOST = 1000  # radii of START:STOP:COUNT
 ROUND = 2  # radii that are trained at once, each started from the nearest smaller one of an earlier round
 _FIRST = {"l2": 0.1, "linf": 1 / 255}
 EXTRA = 4  # radii beyond those asked for, where the grid has not come to chance or a radius at chance is doubtful
@@ -46,14 +47,15 @@ def parse_radii(text: str, norm: str) -> list[float] | None:
         if ":" in text:
             start, stop, count = text.split(":")
             first, last = _radius(start, norm), _radius(stop, norm)
-            if int(count) < 2 or last <= first:
+            if not 2 <= int(count) <= _MOST or last <= first:
                 raise ValueError
             radii = np.linspace(first, last, int(count)).tolist()
         else:
             radii = [_radius(part, norm) for part in text.split(",")]
     except (ValueError, OverflowError):
         raise UsageError(
-            f"--eps {text}: expected auto, radii such as 0,2,4,8, or START:STOP:COUNT such as 0:16:9, all at least 0"
+            f"--eps {text}: expected auto, radii such as 0,2,4,8, or START:STOP:COUNT such as 0:16:9, all at least 0 and at most "
+            f"{_MOST:,} of them"
         ) from None
     radii = sorted({0.0, *radii})
     if len(radii) < 2:

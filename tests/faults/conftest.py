@@ -520,20 +520,21 @@ def fuzz() -> type[Fuzz]:
     return Fuzz
 
 
-@pytest.fixture
-def harmless() -> Iterator[Callable[..., None]]:
-    """``harmless(function, ...)``: it works, or raises a SynthfastError of one line, and takes at most 256 MB."""
+def check_harmless(function: Callable[..., object], *arguments: object, **options: object) -> None:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-
-    def check(function: Callable[..., object], *arguments: object, **options: object) -> None:
-        try:
-            function(*arguments, **options)
-        except SynthfastError as error:
-            message = str(error)
-            assert message and "\n" not in message, message
-
     resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 28), hard))
-    yield check
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    try:
+        function(*arguments, **options)
+    except SynthfastError as error:
+        message = str(error)
+        assert message and "\n" not in message, message
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def harmless() -> Callable[..., None]:
+    """``harmless(function, ...)``: it works, or raises a SynthfastError of one line, and takes at most 256 MB."""
+    return check_harmless

@@ -95,10 +95,10 @@ def watch() -> set[str]:
 def serve() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.font_manager  # noqa: F401
-    import torch
-
     import synthfast.cli.sample
     import synthfast.cli.shards_transfer
+    import torch
+
     import synthfast.data
     import synthfast.data.exporting
     import synthfast.data.importing
