@@ -7,6 +7,8 @@ import sys
 import click
 from synthfast.cli.progress import Bar
 
+_MOST_CLASSES = 100  # that a line names one by one
+
 
 @click.command()
 @click.argument("folder", metavar="DIR")
@@ -35,12 +37,19 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         ("bytes", f"{facts['bytes']:,}"),
     ]
     if facts["images_per_class"] is not None:
-        rows.append(("images per class", ", ".join(f"{k}: {n:,}" for k, n in enumerate(facts["images_per_class"]))))
+        rows.append(("images per class", per_class(facts["images_per_class"])))
     known = {"n", "shape", "classes", "shard_size"}
     for key, value in request.items():
         if key not in known and value is not None:
             rows.append((key.replace("_", " "), _words(value)))
     return rows
+
+
+def per_class(counts: list[int]) -> str:
+    """Images of each class in a line; of many classes the fewest and the most."""
+    if len(counts) <= _MOST_CLASSES:
+        return ", ".join(f"{k}: {n:,}" for k, n in enumerate(counts))
+    return f"{min(counts):,} to {max(counts):,} in each of {len(counts):,}"
 
 
 def _words(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from synthfast.cli.options import config_options
 from synthfast.cli.progress import images_bar
+from synthfast.cli.shards_look import per_class
 
 from synthfast.config import StatsConfig
 
@@ -31,7 +32,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     n = facts["n"]
     rows = [("images", f"{n:,}"), ("image shape", "x".join(map(str, facts["shape"])))]
     if facts["images_per_class"] is not None:
-        rows.append(("images per class", ", ".join(f"{k}: {m:,}" for k, m in enumerate(facts["images_per_class"]))))
+        rows.append(("images per class", per_class(facts["images_per_class"])))
     return [
         *rows,
         ("bytes an image", f"{facts['bytes_per_image']:,.1f}"),

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthfast.cli.main import main
 
@@ -51,6 +52,16 @@ def test_ls_says_what_is_there(cli, finished):
     assert found["images per class"] == "0: 3, 1: 3, 2: 3, " + ", ".join(f"{k}: 2" for k in range(3, 10))
     assert (found["seed"], found["labels"], found["device"]) == ("5", "balanced", "cpu")
     assert "digits" in found["generator"] and "steps 1," in found["solver"]
+
+
+def test_many_classes_are_one_short_line(cli, tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.zeros((23, 8, 8), np.uint8), label=np.arange(23))
+    assert (
+        cli("shards", "import", f"npz:{tmp_path / 'a.npz'}", "--classes", 1000, "--out", tmp_path / "out").status == 0
+    )
+    for command in ("ls", "stats"):
+        found = rows(cli("shards", command, tmp_path / "out").out)
+        assert found["images per class"] == "0 to 1 in each of 1,000"
 
 
 def test_ls_json_says_the_same(cli, finished):
