@@ -43,6 +43,17 @@ def _others() -> Iterator[None]:
         raise SynthfastError(f"another rank has ended or cannot be reached; look for its message ({reason})") from error
 
 
+# A rank may wait at a barrier for as long as another takes over its last shard.
+_WORKING = datetime.timedelta(days=7)
+
+
+def _joining() -> datetime.timedelta:
+    """How long to look for the place where ranks meet. torchrun has made it before it starts them: where it is gone, so is torchrun,
+    and its ranks must not wait for it."""
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return datetime.timedelta(minutes=1 if has_agent else 30)
+
+
 class Ranks:
     """The processes that share one job; a context manager that joins them and leaves them.
 
@@ -66,11 +77,12 @@ class Ranks:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            # A rank may wait at a barrier for as long as another takes over its last shard.
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             try:
                 with _others():
-                    dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
+                    store, rank, size = next(dist.rendezvous("env://", timeout=_joining()))
+                    store.set_timeout(_WORKING)
+                    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_WORKING)
             except ValueError as error:  # an environment variable that torchrun sets is missing
                 raise UsageError(
                     f"WORLD_SIZE={self.world_size}: expected a launch by torchrun ({error}); use it, or unset WORLD_SIZE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import pytest
 import torch
 
+from synthfast import distributed
 from synthfast.distributed import Ranks, pick_device
-from synthfast.errors import UsageError
+from synthfast.errors import SynthfastError, UsageError
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -115,3 +117,20 @@ def test_two_ranks_share_values():
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all(output.endswith("done\n") for output in outputs)
+
+
+def test_ranks_whose_launcher_has_ended_end_soon(monkeypatch):
+    """Nobody listens at the port any more; without a launcher the first rank may still be on its way."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert distributed._joining() == datetime.timedelta(minutes=1)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    assert distributed._joining() == datetime.timedelta(minutes=30)
+    monkeypatch.setattr(distributed, "_joining", lambda: datetime.timedelta(seconds=1))
+    with pytest.raises(SynthfastError, match="another rank has ended or cannot be reached") as caught, Ranks("cpu"):
+        pass
+    assert "\n" not in str(caught.value)
