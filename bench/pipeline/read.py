@@ -10,8 +10,8 @@ measured is 40 batches from a reader that goes on for ever; its start does not c
 (up to 4 with 2 workers, 3 of ours), and nothing else is open meanwhile.
 
 Memory: by how much a process's anonymous memory (RssAnon; pages of files do not count, the system takes them back) grows at most
-while it reads npy shards of so many images in shuffled order, in a process of its own. A set keeps 12 bytes an image: its label
-and its place in the pass.
+while it reads npy shards of so many images in shuffled order, in a process of its own. What grows with the set are 12 bytes an
+image, its label and its place in the pass, and copies of labels that the allocator has not given back.
 """
 
 from __future__ import annotations
