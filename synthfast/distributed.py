@@ -48,8 +48,10 @@ _WORKING = datetime.timedelta(days=7)
 
 
 def _joining() -> datetime.timedelta:
-    """How long to look for the place where ranks meet. torchrun has made it before it starts them: where it is gone, so is torchrun,
-    and its ranks must not wait for it."""
+    """How long to look for the place where ranks meet.
+
+    torchrun makes it before it starts them: where it is gone, so is torchrun, and its ranks must not wait for it.
+    """
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return datetime.timedelta(minutes=1 if has_agent else 30)
 
