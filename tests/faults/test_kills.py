@@ -164,7 +164,9 @@ def test_two_ranks_killed_again_and_again_leave_the_bytes_of_one(
     compare(process)
     working = time.monotonic() - begin - startup
     clear(tmp_path, world)
-    draw = random.Random(15)  # in the first three the launcher is killed at work: its ranks else look for it for a minute
+    draw = random.Random(
+        15
+    )  # in the first three the launcher is killed at work: its ranks else look for it for a minute
     for number, part in enumerate(moments("two ranks")):
         whom = ("all", "launcher", "a rank")[number % 3]
         at_work = draw.random() < 0.75
