@@ -28,9 +28,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# Twenty kills of every command where `make test` makes three.
+# Twenty kills of every command where `make test` makes three, and twenty times as many damaged files.
 soak: $(VENV)/.installed-test
-	SYNTHFAST_SOAK=20 $(BIN)/python -m pytest tests/faults/test_kills.py
+	SYNTHFAST_SOAK=20 $(BIN)/python -m pytest tests/faults/test_kills.py tests/faults/fuzzing
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench
