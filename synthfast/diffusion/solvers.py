@@ -27,6 +27,9 @@ from synthfast.diffusion.preconditioning import EDM, VARIANCES, Level, Parameter
 from synthfast.errors import UsageError
 
 
+_MOST_STEPS = 100_000  # each has its row in a table: a hostile checkpoint must not choose its size
+
+
 @dataclass(frozen=True)
 class SolverConfig:
     """How to sample. Bad values raise UsageError, one line that names the command-line option.
@@ -65,7 +68,8 @@ class SolverConfig:
                 raise UsageError(f"{option} {value}: expected {expected}")
 
         require(self.name in SOLVERS, "--solver", self.name, f"one of {', '.join(SOLVERS)}")
-        require(isinstance(self.steps, int) and self.steps >= 1, "--steps", self.steps, "a whole number of at least 1")
+        expected = f"a whole number from 1 to {_MOST_STEPS}"
+        require(type(self.steps) is int and 1 <= self.steps <= _MOST_STEPS, "--steps", self.steps, expected)
         require(0 <= self.eta <= 1, "--eta", self.eta, "a number from 0 to 1")
         require(0 <= self.churn < math.inf, "--churn", self.churn, "a number of at least 0")
         require(self.s_tmin >= 0, "--s-tmin", self.s_tmin, "a number of at least 0")

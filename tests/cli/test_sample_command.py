@@ -156,7 +156,7 @@ def test_no_permission_has_status_1(cli, out, monkeypatch):
         ("--seed 9223372036854775808", "--seed 9223372036854775808: expected a whole number from -2^63 to 2^63 - 1"),
         ("--seed one", "Invalid value for '--seed': 'one' is not a valid integer."),
         ("--solver plms", "Invalid value for '--solver': 'plms' is not one of 'ddpm', 'ddim', 'euler', 'heun',"),
-        ("--steps 0", "--steps 0: expected a whole number of at least 1"),
+        ("--steps 0", "--steps 0: expected a whole number from 1 to 100000"),
         ("--guidance much", "Invalid value for '--guidance': expected a number such as 0.5 or 8/255, found 'much'"),
         ("--guidance inf", "--guidance inf: expected a finite number"),
         ("--guidance nan", "Invalid value for '--guidance': expected a number such as 0.5 or 8/255, found 'nan'"),

@@ -224,7 +224,9 @@ def test_explicit_levels():
     ("options", "message"),
     [
         ({"name": "plms"}, "--solver plms: expected one of ddpm, ddim, euler, heun, dpmpp-2m, dpmpp-2m-sde"),
-        ({"steps": 0}, "--steps 0: expected a whole number of at least 1"),
+        ({"steps": 0}, "--steps 0: expected a whole number from 1 to 100000"),
+        ({"steps": 2**31}, "--steps 2147483648: expected a whole number from 1 to 100000"),
+        ({"steps": True}, "--steps True: expected a whole number from 1 to 100000"),
         ({"steps": 1.5}, "--steps 1.5: expected"),
         ({"name": "ddim", "eta": 1.5}, "--eta 1.5: expected a number from 0 to 1"),
         ({"name": "ddim", "eta": math.nan}, "--eta nan: expected"),
