@@ -290,7 +290,7 @@ def require_same(folder: Folder, old: Any, new: Any, option: Callable[[str], str
     if difference is not None:
         key, was, now = difference
         raise UsageError(
-            f"{option(key)}: {folder} was made with {was}, this command says {now}; "
+            f"{' '.join(option(key).split())}: {folder} was made with {was}, this command says {now}; "
             "repeat the command that made it, or choose another --out"
         )
 
