@@ -26,7 +26,6 @@ from synthfast.diffusion import schedules
 from synthfast.diffusion.preconditioning import EDM, VARIANCES, Level, Parameterization
 from synthfast.errors import UsageError
 
-
 _MOST_STEPS = 100_000  # each has its row in a table: a hostile checkpoint must not choose its size
 
 
