@@ -1,6 +1,6 @@
 """Every format of images: bytes an image, and images/s written, read in order, and read in shuffled batches.
 
-    python -m bench.pipeline.formats [--threads 2] [--rounds 5] [--count 20000]
+    python -m bench.pipeline.formats [--threads 2] [--rounds 4] [--count 20000]
 
 Written are images in memory, by the functions of `synthfast shards import` and `export`, until all is on the disk. Read in order
 is what these commands do with a source, from opening it to its last image; `memory://` stands for a URL whose files are not in
@@ -265,7 +265,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=20_000, help="images of each kind")
-    parser.set_defaults(rounds=5, device="cpu")
+    parser.set_defaults(rounds=4, device="cpu")
     options = parser.parse_args()
     if options.device != "cpu":
         sys.exit("--device cuda: images are coded on the CPU; leave it out")
