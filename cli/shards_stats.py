@@ -17,7 +17,7 @@ from synthfast.config import StatsConfig
 def stats(config: StatsConfig) -> None:
     """What the images of a shard folder are like: per class, mean, spread, duplicates, bytes."""
     from synthfast.artifacts import json_bytes
-    from synthfast.data.statistics import statistics
+    from synthfast.data.transfer.statistics import statistics
 
     with images_bar("reading") as report:
         facts = statistics(config, report)

@@ -19,7 +19,7 @@ def export(config: ExportConfig) -> None:
     Pixels and labels stay as they are, but with --codec jpg. Interrupted, the same command goes on where it stopped; an npz file
     starts over.
     """
-    from synthfast.data.exporting import export_images
+    from synthfast.data.transfer.exporting import export_images
 
     with images_bar("exporting") as report:
         copied = export_images(config, report)
@@ -36,7 +36,7 @@ def import_(config: ImportConfig) -> None:
     Pixels and labels stay as they are, but with --codec jpg or --image-size. Interrupted, the same command goes on where it
     stopped.
     """
-    from synthfast.data.importing import import_images
+    from synthfast.data.transfer.importing import import_images
 
     with images_bar("importing") as report:
         copied = import_images(config, report)
@@ -47,7 +47,7 @@ def import_(config: ImportConfig) -> None:
 @config_options(MergeConfig)
 def merge(config: MergeConfig) -> None:
     """Write the images of several shard folders of one shape and the same classes into one, in the order given."""
-    from synthfast.data.merge import merge as join
+    from synthfast.data.transfer.merging import merge as join
 
     with images_bar("merging") as report:
         copied = join(config, report)
@@ -58,7 +58,7 @@ def merge(config: MergeConfig) -> None:
 @config_options(SplitConfig)
 def split(config: SplitConfig) -> None:
     """Write a shard folder as several, every image into one of them: the first ones, the next ones and so on."""
-    from synthfast.data.splitting import split as cut
+    from synthfast.data.transfer.splitting import split as cut
 
     with images_bar("splitting") as report:
         parts = cut(config, report)

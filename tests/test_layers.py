@@ -16,7 +16,8 @@ LAYERS = [
     ("errors",),
     ("ops",),
     ("artifacts", "config", "distributed", "environment", "parallel"),
-    ("assets", "data", "models", "diffusion", "attacks"),
+    ("assets",),
+    ("data", "models", "diffusion", "attacks"),
     ("training", "sampling", "selection"),
     ("evaluation",),
     ("scoring",),
@@ -24,12 +25,23 @@ LAYERS = [
     ("cli",),
     ("__main__",),
 ]
+# The same within synthfast/data.
+DATA_LAYERS = [
+    ("images", "machine", "grids"),
+    ("joined", "formats"),
+    ("selection", "storage"),
+    ("shards",),
+    ("sources",),
+    ("transfer",),
+    ("loaders",),
+]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+DATA_RANK = {part: rank for rank, parts in enumerate(DATA_LAYERS) for part in parts}
 EXTENSIONS = {"_C", "_cuda", "_host"}
 
 
 def modules() -> dict[str, Path]:
-    """Name below ``synthfast``, such as "data.npy" ("" is the package itself), to file."""
+    """Name below ``synthfast``, such as "data.formats.npy" ("" is the package itself), to file."""
     found = {}
     for folder, prefix in ((ROOT / "synthfast", ()), (ROOT / "cli", ("cli",))):
         for path in sorted(folder.rglob("*.py")):
@@ -55,7 +67,7 @@ def imports(source: str, module: str, is_package: bool = False) -> set[str]:
                 base = ".".join(filter(None, (*kept, base)))
             found |= {f"{base}.{alias.name}" for alias in node.names}
     found = {name.removeprefix("synthfast").removeprefix(".") for name in found if f"{name}.".startswith("synthfast.")}
-    # "data.npy.map_npy" names the module data.npy; a part that no file holds stays, so that it is reported.
+    # "data.formats.npy.map_npy" names the module data.formats.npy; a part that no file holds stays, so that it is reported.
     return {_module_of(name) for name in found}
 
 
@@ -74,6 +86,8 @@ def complaint(importer: str, imported: str) -> str | None:
         return f"synthfast/__init__.py imports {imported}; it imports nothing of the package"
     if below in EXTENSIONS:
         return None if above == "ops" else f"{importer} imports the extension {below}; only synthfast.ops does"
+    if above == below == "data":
+        return _complaint_within_data(importer, imported)
     if above == below or below == "":
         return None
     if above not in RANK or below not in RANK:
@@ -85,6 +99,19 @@ def complaint(importer: str, imported: str) -> str | None:
     return None
 
 
+def _complaint_within_data(importer: str, imported: str) -> str | None:
+    above, below = (f"{name}..".split(".")[1] for name in (importer, imported))
+    if not above or (above == below and above):
+        return None
+    if above not in DATA_RANK:
+        return f"give data.{above} a place in DATA_LAYERS"
+    if below not in DATA_RANK:
+        return f"{importer} imports {imported} and not the module that has the name"
+    if DATA_RANK[below] == DATA_RANK[above]:
+        return f"{importer} imports its sibling {imported}"
+    return f"{importer} imports {imported}, which lies above it" if DATA_RANK[below] > DATA_RANK[above] else None
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
     path = MODULES[module]
@@ -94,25 +121,31 @@ def test_imports_point_down(module):
 
 def test_every_part_has_a_layer():
     assert {name.split(".")[0] for name in MODULES} - {""} <= set(RANK)
+    assert {name.split(".")[1] for name in MODULES if name.startswith("data.")} == set(DATA_RANK)
 
 
 @pytest.mark.parametrize(
     ("module", "source", "expected"),
     [
-        ("data.npy", "from synthfast.sampling import generate", "which lies above it"),
-        ("data.npy", "def f():\n    from synthfast import training", "which lies above it"),
-        ("data.npy", "import synthfast.models.unet", "its sibling"),
-        ("data.npy", "from ..models import unet", "its sibling"),
+        ("data.formats.npy", "from synthfast.sampling import generate", "which lies above it"),
+        ("data.formats.npy", "def f():\n    from synthfast import training", "which lies above it"),
+        ("data.formats.npy", "import synthfast.models.unet", "its sibling"),
+        ("data.formats.npy", "from ...models import unet", "its sibling"),
+        ("data.formats.npy", "from synthfast.data.shards.manifest import Request", "which lies above it"),
+        ("data.storage.cache", "from synthfast.data import selection", "its sibling"),
+        ("data.storage.cache", "from synthfast.data import ImageSet", "not the module that has the name"),
+        ("data", "from synthfast.data.transfer import copying", None),
+        ("data.loaders.dali", "from synthfast.data.shards.shard_set import ShardSet", None),
         ("models.unet", "from synthfast import _C", "only synthfast.ops does"),
         ("models.unet", "import synthfast._cuda", "only synthfast.ops does"),
         ("models.unet", "from synthfast._host import philox4x32", "only synthfast.ops does"),
-        ("assets.make_digits", "from synthfast.data import load", "its sibling"),
+        ("assets.make_digits", "from synthfast.data import load", "which lies above it"),
         ("", "from synthfast import errors", "imports nothing of the package"),
         ("", "from . import ops", "imports nothing of the package"),
         ("novelty", "from synthfast import errors", "give novelty a place"),
-        ("cli.main", "from synthfast import __version__, errors\nfrom synthfast.data.npy import map_npy", None),
+        ("cli.main", "from synthfast import __version__, errors\nfrom synthfast.data.formats.npy import map_npy", None),
         ("ops._extension", "from synthfast import _C, _cuda", None),
-        ("data.npy", "from . import images\nfrom .images import ImageSet\nimport numpy, synthfast", None),
+        ("data.formats.npy", "from . import png\nfrom .png import encode_png\nimport numpy, synthfast", None),
     ],
 )
 def test_the_check_itself(module, source, expected):

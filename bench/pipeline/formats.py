@@ -33,13 +33,13 @@ from bench import harness
 from bench.pipeline.read import Reader, ours, reading_case
 from bench.pipeline.write import QUALITY, digits, opened, photographs, pillow
 from synthfast.data import ArrayImages, ImageSet, open_images
-from synthfast.data.copying import Layout, chunks, copy_to_shards, shard_request
-from synthfast.data.export_folder import write_cifar, write_folder
-from synthfast.data.importing import open_in_order
 from synthfast.data.loaders import open_loader
-from synthfast.data.npz_stream import write_npz
-from synthfast.data.remote_cache import cache_root
-from synthfast.data.storage import is_url, place, remove, sizes
+from synthfast.data.storage.cache import cache_root
+from synthfast.data.storage.places import is_url, place, remove, sizes
+from synthfast.data.transfer.copying import Layout, chunks, copy_to_shards, shard_request
+from synthfast.data.transfer.export_folder import write_cifar, write_folder
+from synthfast.data.transfer.importing import open_in_order
+from synthfast.data.transfer.npz_stream import write_npz
 
 SHARD = 10_000
 BASELINE = "npy"

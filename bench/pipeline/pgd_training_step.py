@@ -21,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from synthfast.models.classifiers import make_classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import harness
 from synthfast.attacks.pgd import pgd_maximize
+from synthfast.models.classifiers import make_classifier
 from synthfast.models.frozen import freeze
 from synthfast.training.objectives import Ball, pgd_images
 

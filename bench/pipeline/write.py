@@ -32,9 +32,9 @@ from PIL import Image
 
 from bench import harness
 from synthfast.data import ShardFolder, ShardSet, open_images
-from synthfast.data.codec import Codec
+from synthfast.data.formats.codec import Codec
+from synthfast.data.formats.png import encode_png
 from synthfast.data.machine import usable_cpus
-from synthfast.data.png import encode_png
 
 QUALITY = 95
 Files = list[bytes]

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from synthfast.artifacts import atomic_write_files, json_bytes, os_error, read_json, sha256_file
+from synthfast.data.formats.npy import map_npy, npy_header
 from synthfast.data.images import ImageSet
-from synthfast.data.npy import map_npy, npy_header
 from synthfast.errors import SynthfastError, UsageError
 
 SELECTION_FORMAT = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthfast.artifacts import Lock, atomic_write_json, make_folder, os_error, read_json
-from synthfast.data.manifest import require_same
+from synthfast.data.shards.manifest import require_same
 from synthfast.errors import UsageError
 
 _FACTS_FILE = "facts.json"

@@ -15,11 +15,11 @@ from torch import Tensor
 from synthfast import __version__, ops
 from synthfast.config import SampleConfig
 from synthfast.data import ShardFolder, ShardSet
-from synthfast.data.codec import DEFAULT_QUALITY
+from synthfast.data.formats.codec import DEFAULT_QUALITY
+from synthfast.data.formats.png import COLOUR_TYPES
 from synthfast.data.grids import grid_png
-from synthfast.data.manifest import Span
-from synthfast.data.png import COLOUR_TYPES
-from synthfast.data.storage import Folder, join, write_bytes
+from synthfast.data.shards.manifest import Span
+from synthfast.data.storage.places import Folder, join, write_bytes
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import in_order

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from synthfast.artifacts import os_error
-from synthfast.data.npy import map_npy, read_header
+from synthfast.data.formats.npy import map_npy, read_header
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.interval import mean_interval, share
 

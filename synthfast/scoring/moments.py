@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthfast.artifacts import atomic_write_bytes
 from synthfast.data import ImageSet
-from synthfast.data.npy import read_npz
+from synthfast.data.formats.npy import read_npz
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.scoring.features import Features, split

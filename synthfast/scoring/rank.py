@@ -32,7 +32,7 @@ from synthfast.config import (
     read_toml,
 )
 from synthfast.data import Chosen, ImageSet, ShardSet, open_images
-from synthfast.data.manifest import MANIFEST
+from synthfast.data.shards.manifest import MANIFEST
 from synthfast.distributed import Ranks
 from synthfast.errors import UsageError
 from synthfast.evaluation.interval import mean_interval, within_unit

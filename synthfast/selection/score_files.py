@@ -39,7 +39,7 @@ from synthfast.artifacts import (
     temporary_path,
 )
 from synthfast.data import ShardSet
-from synthfast.data.npy import map_npy, npy_header
+from synthfast.data.formats.npy import map_npy, npy_header
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError, UsageError
 

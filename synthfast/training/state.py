@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthfast.artifacts import Lock, load_kept, save_tensors
-from synthfast.data.manifest import require_same
+from synthfast.data.shards.manifest import require_same
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError
 

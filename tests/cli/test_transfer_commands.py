@@ -21,7 +21,7 @@ from synthfast.data import ShardSet
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 500 training digits in shards of 200."""
     from synthfast.config import ImportConfig
-    from synthfast.data.importing import import_images
+    from synthfast.data.transfer.importing import import_images
 
     folder = tmp_path_factory.mktemp("digits") / "set"
     import_images(ImportConfig(source=("digits",), out=str(folder), shard_size=200))
@@ -223,7 +223,8 @@ def test_ctrl_c_and_the_same_command_again(cli, tmp_path, digits, contents, to, 
     cli("shards", "export", digits, "--to", to, "--out", tmp_path / "whole" / name)
     code = f"""
 import os, signal
-from synthfast.data import copying, export_folder
+from synthfast.data.transfer import copying
+from synthfast.data.transfer import export_folder
 copying.CHUNK_BYTES = export_folder.CHUNK_BYTES = 64 * 50
 from synthfast.cli import shards_transfer
 import contextlib
@@ -253,10 +254,10 @@ def test_a_kill_and_the_same_command_again(tmp_path, digits, contents):
     """SIGKILL while shards are written: no handler runs."""
     code = f"""
 import os, signal
-from synthfast.data import copying
+from synthfast.data.transfer import copying
 copying.CHUNK_BYTES = 64 * 50
 from synthfast.config import ExportConfig
-from synthfast.data.exporting import export_images
+from synthfast.data.transfer.exporting import export_images
 config = ExportConfig(source=({str(digits)!r},), to="wds", out={str(tmp_path / "out")!r}, shard_size=120)
 export_images(config, lambda done, total: done >= LIMIT and os.kill(os.getpid(), signal.SIGKILL))
 """
@@ -271,7 +272,7 @@ export_images(config, lambda done, total: done >= LIMIT and os.kill(os.getpid(),
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(cli, tmp_path, digits, monkeypatch):
-    from synthfast.data import copying
+    from synthfast.data.transfer import copying
 
     monkeypatch.setattr(copying, "CHUNK_BYTES", 64 * 100)
     monkeypatch.setattr("synthfast.cli.progress._LINE_EVERY", 0.0)

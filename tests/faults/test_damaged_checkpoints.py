@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from synthfast.data.published import DIGITS
+from synthfast.assets import DIGITS
 from synthfast.distributed import Ranks
 from synthfast.evaluation.trial import kept
 from synthfast.training.state import STATE_FILE

@@ -100,9 +100,9 @@ def serve() -> None:
     import torch
 
     import synthfast.data
-    import synthfast.data.exporting
-    import synthfast.data.importing
-    import synthfast.data.merge
+    import synthfast.data.transfer.exporting
+    import synthfast.data.transfer.importing
+    import synthfast.data.transfer.merging
     import synthfast.report.figures
     import synthfast.sampling
     import synthfast.scoring.rank

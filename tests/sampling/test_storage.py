@@ -157,7 +157,7 @@ def test_threads_and_batches_of_files_leave_the_same_bytes(run, contents, monkey
     folders = []
     for cpus in (1, 3):
         monkeypatch.setattr("synthfast.data.machine.usable_cpus", lambda cpus=cpus: cpus)
-        monkeypatch.setattr("synthfast.data.codec._LEAST", {"png": 64, "jpg": 64})
+        monkeypatch.setattr("synthfast.data.formats.codec._LEAST", {"png": 64, "jpg": 64})
         folders.append(run(n=60, format="wds", shard_size=25))
     assert contents(folders[0]) == contents(folders[1])
 
@@ -172,7 +172,7 @@ def test_killed_alone_and_finished_by_two_ranks(sample_into, checkpoints, conten
     sample += ["--out", str(out)]
     program = f"""
 import os, signal, sys
-from synthfast.data.shard_writer import ShardWriter
+from synthfast.data.shards.writer import ShardWriter
 commit, done = ShardWriter.commit, []
 def killed(self):
     commit(self)

@@ -15,7 +15,7 @@ from synthfast.data.loaders.device import does_not_fit, in_arrays, open_device
 from synthfast.data.loaders.encoded import encoded_images, is_plain
 from synthfast.data.loaders.pipelines import import_dali
 from synthfast.data.loaders.workers import TorchLoader
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import UsageError
 
 

@@ -22,7 +22,7 @@ from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, 
 from synthfast.data.loaders.encoded import encoded_images, plain_images
 from synthfast.data.loaders.in_order import InOrder
 from synthfast.data.loaders.pipelines import AHEAD, copy_out, decode_files, explained, import_dali, make_pipeline
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import UsageError
 from synthfast.parallel import prefetch
 

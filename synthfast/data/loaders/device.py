@@ -16,7 +16,7 @@ from torch import Tensor
 
 from synthfast.data.images import ArrayImages, Chosen, ImageSet
 from synthfast.data.loaders.base import Augment, Batch, Batches, Loader, Plan, ReadingLoader, Wanted, read_bytes
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.parallel import prefetch
 

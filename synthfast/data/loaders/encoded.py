@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from synthfast.data.files import FileImages
 from synthfast.data.images import Chosen, ImageSet
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
+from synthfast.data.sources.files import FileImages
 
 Shape = tuple[int, int, int]
 Encoded = Callable[[np.ndarray], list[bytes]]

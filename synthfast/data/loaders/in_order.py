@@ -12,7 +12,7 @@ from torch import Tensor
 
 from synthfast.data.loaders.base import cpus_of_rank
 from synthfast.data.loaders.pipelines import copy_out, decode_files, explained, import_dali, make_pipeline
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import SynthfastError
 
 _STATE = struct.Struct("<qqq")  # batches given, images of the set, images of a batch

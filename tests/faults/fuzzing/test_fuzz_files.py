@@ -18,10 +18,10 @@ from PIL import Image
 
 from synthfast.artifacts import load_kept, load_tensors, save_tensors
 from synthfast.data import ImageSet, open_images
-from synthfast.data.npy import map_npy, npy_header, read_npz
-from synthfast.data.npz_stream import NpzStream
+from synthfast.data.formats.npy import map_npy, npy_header, read_npz
 from synthfast.data.selection import read_selection
-from synthfast.data.shard_set import ShardSet
+from synthfast.data.shards.shard_set import ShardSet
+from synthfast.data.transfer.npz_stream import NpzStream
 from synthfast.errors import SynthfastError
 from synthfast.scoring.groups import read_groups
 from synthfast.training.state import load_notes

@@ -16,9 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from synthfast.assets import DIGITS
 from synthfast.config import SampleConfig
 from synthfast.data import ShardSet, summary, verify
-from synthfast.data.published import DIGITS
 from synthfast.data.selection import read_selection
 from synthfast.evaluation.progress import open_progress
 from synthfast.models.classifiers import load_classifier

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthfast import config
 from synthfast.config import make_config, number, read_toml, to_toml
 from synthfast.data import open_images
-from synthfast.data.splitting import part_sizes
+from synthfast.data.transfer.splitting import part_sizes
 from synthfast.distributed import pick_device
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.inflection import Plan

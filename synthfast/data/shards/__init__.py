@@ -1,0 +1,1 @@
+"""Shard folders: the manifest, writing that survives any interruption, and reading."""
