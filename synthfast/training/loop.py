@@ -26,6 +26,7 @@ from synthfast.training.state import exclusive
 
 _FLIPPED = ("cifar10", "cifar100", "celeba", "imagenet")
 _REPORT_EVERY = 1.0  # seconds
+_MEAN_OF = 100  # steps, at most, behind a loss or an accuracy that is told
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Trained:
     """What a run left.
 
     steps, made: steps done in all, and by this call.
-    loss: the last mean loss, NaN if no step was made.
+    loss: mean over the last 100 steps, or those since the checkpoint before the last; NaN if no step was made.
     picture: the last picture of samples (generators).
     validation, best_step: accuracy on the held-out images of the checkpoint that was kept, and its step (classifiers).
     loader: which one brought the images.
@@ -105,7 +106,7 @@ class Job(ABC):
         return size // ranks
 
     def _run(self, network: nn.Module, report: Callable[[Progress], None] | None) -> float:
-        """The steps that are left; returns the last mean loss (NaN if none is left)."""
+        """The steps that are left; returns the mean loss of the last ones (NaN if none is left)."""
         with exclusive(self.folder, self.first_step, self.ranks):
             batches = self.loader.batches(self._wanted, self.first_step, self.config.steps)
             with contextlib.closing(batches):
@@ -128,11 +129,15 @@ class Job(ABC):
             at_checkpoint = done % config.checkpoint_every == 0 or done == config.steps
             # Between checkpoints rank 0 reports its own values, so that no rank waits for another.
             if at_checkpoint or (ranks.is_first and time.perf_counter() - clock > _REPORT_EVERY):
-                values = torch.stack(taken).reshape(len(taken), -1).mean(0).tolist()
+                table = torch.stack(taken).reshape(len(taken), -1)
+                values = table[-_MEAN_OF:].mean(0).tolist()
+                loss = float(table[:, 0].mean())
                 if at_checkpoint:
                     values = [ranks.mean(value) for value in values]
-                taken.clear()
-                problem = _not_finite(values[0], self.model if at_checkpoint else None)
+                    loss = ranks.mean(loss)
+                # What is told at a checkpoint depends on the steps since the last one, not on the time or an interruption.
+                del taken[: None if at_checkpoint else -_MEAN_OF]
+                problem = _not_finite(loss, self.model if at_checkpoint else None)
                 if problem is not None:
                     raise SynthfastError(
                         f"step {done}: {problem}, expected finite numbers; the last checkpoint is kept, "

@@ -450,3 +450,16 @@ def test_the_rate_reaches_the_optimizer(fit, tmp_path, monkeypatch):
     fit(tmp_path, steps=4, lr=0.02, warmup=0.5)
     expected = [0.02 * factor for factor in factors(4, warmup=0.5)]
     assert rates == [[rate, rate] for rate in expected]
+
+
+def test_the_loss_that_is_told_depends_on_no_clock(fit, tmp_path, monkeypatch):
+    losses = []
+    for seconds in (-1.0, 3600.0):
+        monkeypatch.setattr("synthfast.training.loop._REPORT_EVERY", seconds)
+        monkeypatch.setattr("synthfast.training.loop._MEAN_OF", 3)
+        reports = []
+        losses.append(fit(tmp_path / str(seconds), reports.append, steps=8, checkpoint_every=4, batch_size=32).loss)
+        assert len(reports) == (8 if seconds < 0 else 2)
+    assert losses[0] == losses[1]
+    told = [report.loss for report in reports]
+    assert told[1] == losses[0] != told[0]
