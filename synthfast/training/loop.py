@@ -26,7 +26,7 @@ from synthfast.training.state import exclusive
 
 _FLIPPED = ("cifar10", "cifar100", "celeba", "imagenet")
 _REPORT_EVERY = 1.0  # seconds
-_MEAN_OF = 100  # steps, at most, behind a loss or an accuracy that is told
+_MEAN_OF = 20  # steps, at most, behind a loss or an accuracy that is told
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trained:
     """What a run left.
 
     steps, made: steps done in all, and by this call.
-    loss: mean over the last 100 steps, or those since the checkpoint before the last; NaN if no step was made.
+    loss: mean over the last 20 steps, or those since the checkpoint before the last; NaN if no step was made.
     picture: the last picture of samples (generators).
     validation, best_step: accuracy on the held-out images of the checkpoint that was kept, and its step (classifiers).
     loader: which one brought the images.
