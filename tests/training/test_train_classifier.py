@@ -79,7 +79,7 @@ def test_adversarial_training_makes_it_robust(fit, tmp_path):
     """All of them are much better under their attack than standard training is."""
     options = {"steps": 70, "lr": 0.05}
     fit(tmp_path / "standard", **options)
-    for method, norm, eps in (("pgd", "linf", 0.1), ("trades", "linf", 0.1), ("pgd", "l2", 0.7)):
+    for method, norm, eps in (("pgd", "linf", 0.15), ("trades", "linf", 0.15), ("pgd", "l2", 0.8)):
         reports, folder = [], tmp_path / f"{method}-{norm}"
         fit(folder, reports.append, method=method, norm=norm, eps=eps, step_size=eps / 2, **options)
         robust, standard = (robust_accuracy(path, eps, norm) for path in (folder, tmp_path / "standard"))
