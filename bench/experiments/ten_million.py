@@ -6,6 +6,9 @@ Writes a shard folder of so many images of 1x1x1 pixels and ten classes through 
 nothing but the number of images and shards counts. Half of the shards are written, the folder is opened again as the same
 command would do it after a kill, the rest is written and the folder finished. Then it is opened for reading, 512 images are read
 in random order, and it is verified.
+
+What pixels add is measured on a folder of 200,000 images of 32x32x3 random bytes: seconds to write it and to verify it, from
+the system's memory.
 """
 
 from __future__ import annotations
@@ -31,6 +34,26 @@ def write(folder: ShardFolder, spans: list[Any]) -> None:
             labels = (np.arange(span.count) + span.first) % 10
             writer.append(np.zeros((span.count, 1, 1, 1), np.uint8), labels)
             writer.commit()
+
+
+def pixels(shard_size: int, count: int = 200_000) -> dict[str, float]:
+    """Images a second of 32x32x3 pixels, written and verified."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    request = {"n": count, "shape": [32, 32, 3], "classes": 10, "shard_size": min(shard_size, count)}
+    images = np.random.default_rng(0).integers(0, 256, (request["shard_size"], 32, 32, 3), np.uint8)
+    begin = time.perf_counter()
+    with ShardFolder.create_or_resume(FOLDER, request) as folder:
+        for span in folder.pending():
+            with folder.writer(span.index) as writer:
+                writer.append(images[: span.count], np.arange(span.count) % 10)
+                writer.commit()
+        folder.finish()
+    written = time.perf_counter()
+    problems = verify(FOLDER)
+    verified = time.perf_counter()
+    assert not problems, problems[0]
+    shutil.rmtree(FOLDER)
+    return {"written": count / (written - begin), "verified": count / (verified - written)}
 
 
 def main() -> None:
@@ -76,24 +99,30 @@ def main() -> None:
     problems = verify(FOLDER)
     lap("verifying")
     assert not problems, problems[0]
-    files = [path for path in FOLDER.iterdir() if path.is_file()]
+    files = [path.stat().st_size for path in FOLDER.iterdir() if path.is_file()]
+    manifest_bytes = (FOLDER / "manifest.json").stat().st_size
+    shutil.rmtree(FOLDER)
+    rates = pixels(options.shard_size)
     report = {
         **harness.heading("ten-million", options),
         "n": options.n,
         "shard_size": options.shard_size,
         "seconds": seconds,
         "files": len(files),
-        "manifest_bytes": (FOLDER / "manifest.json").stat().st_size,
+        "bytes": sum(files),
+        "manifest_bytes": manifest_bytes,
         "private_bytes_of_an_open_set": held,
+        "images_per_second_32x32x3": rates,
     }
     lines = [f"### {options.n:,} images in shards of {options.shard_size:,}", "", "| what | seconds |", "| --- | --- |"]
     lines += [f"| {name} | {value:.2f} |" for name, value in seconds.items()]
     lines += [
         "",
         f"{len(files):,} files, manifest {report['manifest_bytes']:,} bytes, an open set holds {held / 1e6:.0f} MB",
+        "",
+        f"Images of 32x32x3: {rates['written']:,.0f} a second are written, {rates['verified']:,.0f} verified",
     ]
     harness.write(report, "\n".join(lines), options)
-    shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,8 @@ class Sampled:
 def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], None] | None = None) -> Sampled:
     """Sample ``config.n`` images into a shard folder, or complete one that an earlier run of the same command began.
 
-    Shards are the unit of work: rank r makes those whose number is r modulo the number of ranks, cut into batches in the
-    same way on any number of ranks, so the files do not depend on it. A shard appears whole or not at all.
+    Shards are the unit of work: those that are missing are dealt out to the ranks in turn, and cut into batches in the same way
+    on any number of ranks, so the files do not depend on it. A shard appears whole or not at all.
 
     Args:
         config: see :class:`synthfast.config.SampleConfig`.
@@ -97,11 +97,11 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
     options["solver.name"] = "--solver"
     folder = _open(config.out, request, options, ranks)
     with folder:
-        pending = list(folder.pending())
+        # Rank 0 looks for all: on network file systems others may see an older folder.
+        pending = ranks.broadcast(ranks.on_first(lambda: list(folder.pending()))) or []
         to_make = sum(span.count for span in pending)
-        ranks.barrier()  # every rank has looked before the first shard is finished
         meter = _Meter(config.n, to_make, ranks, report)
-        mine = [span for span in pending if span.index % ranks.world_size == ranks.rank]
+        mine = pending[ranks.rank :: ranks.world_size]
         _make_shards(folder, mine, generator, plan, config.seed, batch_size, ranks.device, meter)
         ranks.barrier()
         if ranks.is_first:
