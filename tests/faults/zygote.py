@@ -118,6 +118,7 @@ def serve() -> None:
         elif not (answer := os.fork()):
             run(request)
         os.write(1, b"%d\n" % answer)
+    os._exit(0)  # taking the interpreter apart may take longer than anybody waits
 
 
 if __name__ == "__main__":
