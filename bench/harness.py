@@ -150,7 +150,7 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     ours = seconds[case.ours]
     variants = {}
     for name, times in seconds.items():
-        low, middle, high = statistics.quantiles(times, n=4)
+        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
         entry: dict[str, Any] = {"median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
         if name in new_memory:
             entry["peak_new_memory_bytes"] = new_memory[name]

@@ -99,7 +99,7 @@ def summarized(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     variants = {}
     for name, entries in runs.items():
         times = [entry["seconds"] for entry in entries]
-        low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else 3 * times
+        low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else 3 * times
         variants[name] = {
             "median_ms": middle * 1e3,
             "quartiles_ms": [low * 1e3, high * 1e3],

@@ -12,6 +12,7 @@ copy of the points, a block of distances, and the pairs that may count.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ _BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # rows and columns of a bl
 _SAMPLE = 12  # one in so many points gives the first limits of a neighbour search
 _LEAST_SAMPLE = 512
 _PAIRS = 1 << 18  # candidates that are kept before they are looked at
+_PART = 256  # points that are turned into factors together
 _CHUNK = 1 << 18  # numbers that are worked on together elsewhere
 
 
@@ -142,25 +144,25 @@ class _Cloud:
         self.scale = scale
         self.factors = torch.empty(n, d + 4, device=points.device)
         self.squares = torch.empty(n, device=points.device)
-        for first in range(0, n, 1024):
-            part = points[first : first + 1024] if order is None else points[order[first : first + 1024]]
-            rows = self.factors[first : first + 1024]
+        for first in range(0, n, _PART):
+            part = points[first : first + _PART] if order is None else points[order[first : first + _PART]]
+            rows = self.factors[first : first + _PART]
             rows[:, :d] = (part.double() - shift) * scale
             squares = rows[:, :d].double().square().sum(1)
             lowered = (1 - self.bound) * squares
             rows[:, d] = lowered
             rows[:, d + 1] = lowered - rows[:, d].double()
             rows[:, d + 2 :] = 1
-            self.squares[first : first + 1024] = squares
+            self.squares[first : first + _PART] = squares
 
     def __len__(self) -> int:
         return len(self.factors)
 
-    def left(self, rows: slice) -> Tensor:
-        """The left form of some points: float32 [rows, d + 4]."""
+    def left(self, rows: slice, into: Tensor | None = None) -> Tensor:
+        """The left form of some points: float32 [rows, d + 4], in the first rows of ``into`` if given."""
         d = self.factors.shape[1] - 4
         right = self.factors[rows]
-        form = torch.empty_like(right)
+        form = torch.empty_like(right) if into is None else into[: len(right)]
         torch.mul(right[:, :d], -2, out=form[:, :d])
         form[:, d : d + 2] = 1
         form[:, d + 2 :] = right[:, d : d + 2]
@@ -182,12 +184,12 @@ class _Cloud:
 def _clouds(a: Tensor, b: Tensor, a_order: Tensor | None, b_order: Tensor | None) -> tuple[_Cloud, _Cloud]:
     """Two sets about the mean of the second, scaled alike; one cloud for both where they are the same set."""
     shift = torch.zeros(b.shape[1], dtype=torch.float64, device=b.device)
-    for part in b.split(1024):
+    for part in b.split(_PART):
         shift += part.double().sum(0)
     shift /= len(b)
     largest = 0.0
     for points in (a,) if a is b else (a, b):
-        for part in points.split(1024):
+        for part in points.split(_PART):
             largest = max(largest, float((part.double() - shift).square().sum(1).max()))
     scale = 2.0 ** -np.frexp(np.sqrt(largest))[1] if largest > 0 else 1.0
     columns = _Cloud(b, shift, float(scale), b_order)
@@ -200,13 +202,22 @@ def _pairs_below(
     """Pairs (i, j, lower bound) whose lower bound is at most the limit of the row or of the column; with ``symmetric`` i < j."""
     device = rows.factors.device
     height, width = _block(device)
+    scratch = threading.local()  # blocks that are allocated anew each time cost page faults, and the allocator keeps several
 
     def block(corner: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         top, start = corner
-        lower = rows.left(slice(top, top + height)) @ columns.factors[start : start + width].T
-        below = lower <= row_limit[top : top + height, None]
+        if not hasattr(scratch, "lower"):
+            scratch.left = torch.empty(height, rows.factors.shape[1], device=device)
+            scratch.lower = torch.empty(height * width, device=device)
+            scratch.masks = torch.empty(2, height * width, dtype=torch.bool, device=device)
+        right = columns.factors[start : start + width]
+        left = rows.left(slice(top, top + height), scratch.left)
+        shape, size = (len(left), len(right)), len(left) * len(right)
+        lower = torch.mm(left, right.T, out=scratch.lower[:size].view(shape))
+        below, more = (mask[:size].view(shape) for mask in scratch.masks)
+        torch.le(lower, row_limit[top : top + height, None], out=below)
         if column_limit is not None:
-            below |= lower <= column_limit[start : start + width]
+            below |= torch.le(lower, column_limit[start : start + width], out=more)
         i, j = below.nonzero().unbind(1)
         value = lower[i, j]
         i, j = i + top, j + start
