@@ -486,7 +486,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     [
         (FileNotFoundError("The specified bucket does not exist"), "no such file, folder or bucket; check the URL"),
         (PermissionError("Access Denied"), r"permission denied \(Access Denied\); check the credentials"),
-        (OSError(28, "No space left on device"), "the disk is full"),
+        (OSError(28, "No space left on device"), "the disk is full; free some space"),
         (RuntimeError("two\nlines"), "two lines; check the URL, the connection and the credentials"),
         (NotImplementedError(), "this storage can not be written to; take another"),
     ],
