@@ -49,7 +49,7 @@ def bound(path: Path) -> None:
 
 
 def device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
+    path.symlink_to(os.devnull)
 
 
 KINDS = {"pipe": pipe, "socket": bound, "device": device}
@@ -72,12 +72,13 @@ def test_in_a_folder_of_images(make, tmp_path, name):
     """As the first file, from which the set takes its shape, and as another."""
     Image.new("L", (4, 4)).save(tmp_path / "1.png")
     make(tmp_path / name)
+    place = np.array([name > "1.png"], np.int64)
 
     def read() -> None:
-        open_images(f"folder:{tmp_path}").read(np.arange(2))
+        open_images(f"folder:{tmp_path}").read(place)
 
     def files() -> None:
-        open_images(f"folder:{tmp_path}").encoded(np.arange(2))
+        open_images(f"folder:{tmp_path}").encoded(place)
 
     assert one_line(read) == one_line(files) == f"{tmp_path / name}: {REFUSED}"
 
