@@ -17,8 +17,10 @@ from PIL import Image
 
 from synthfast.artifacts import Lock, load_kept, read_json, sha256_file
 from synthfast.data import ShardSet, open_images, summary, verify
+from synthfast.data.formats.npy import map_npy
 from synthfast.data.transfer.importing import open_in_order
 from synthfast.errors import SynthfastError
+from synthfast.scoring.groups import read_groups
 
 REFUSED = "expected a file, found a pipe, a socket or a device; remove it"
 
@@ -108,9 +110,15 @@ def test_in_a_shard_folder(make, copy, name):
 
 
 def test_where_files_are_read_whole(make, tmp_path):
-    make(tmp_path / "a.safetensors")
-    for read in (sha256_file, load_kept, lambda path: read_json(path, "thing")):
-        assert one_line(read, tmp_path / "a.safetensors") == f"{tmp_path / 'a.safetensors'}: {REFUSED}"
+    readers = {
+        "a.safetensors": (sha256_file, load_kept, lambda path: read_json(path, "thing")),
+        "a.npy": (lambda path: map_npy(path, "<i8", (3,)), lambda path: read_groups(path, 3)),
+        "a.csv": (lambda path: read_groups(path, 3),),
+    }
+    for name, reads in readers.items():
+        make(tmp_path / name)
+        for read in reads:
+            assert one_line(read, tmp_path / name) == f"{tmp_path / name}: {REFUSED}"
 
 
 def test_an_image_that_the_system_refuses_is_not_called_unreadable(tmp_path, monkeypatch):

@@ -67,6 +67,7 @@ def read_header(file: BinaryIO, name: str) -> NpyHeader:
 def map_npy(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Memory-map an npy file read-only after checking that it is exactly an array of ``dtype`` and ``shape``."""
     try:
+        require_file(path)
         with open(path, "rb") as file:
             header = read_header(file, str(path))
             wanted = (np.dtype(dtype), tuple(shape), False)
