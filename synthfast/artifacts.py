@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 import pickle
+import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from synthfast.errors import SynthfastError, UsageError
 
@@ -25,7 +26,8 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def os_error(path: str | os.PathLike, error: OSError, hint: str = "") -> SynthfastError:
-    """One line for a file system error on ``path``: what happened, where, and ``hint`` for what to do."""
+    """One line for a file system error on ``path``: what happened, where, and ``hint`` for what to do, where there is none what
+    usually helps."""
     reasons = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
@@ -38,9 +40,31 @@ def os_error(path: str | os.PathLike, error: OSError, hint: str = "") -> Synthfa
         errno.ENOTDIR: "a part of the path is not a folder",
         errno.EISDIR: "a file was expected, a folder was found",
         errno.ENAMETOOLONG: "the name is too long",
+        errno.EMFILE: "this process has too many files open, raise the limit with ulimit -n",
+        errno.ENFILE: "the system has too many files open, close other programs",
+        errno.ENODEV: "the device is gone, or its file system cannot map files into memory",
     }
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return SynthfastError(f"{path}: {reason}" + (f"; {hint}" if hint else ""))
+    usual = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space, or have the quota raised",
+        errno.EROFS: "choose a place that can be written",
+        errno.ENAMETOOLONG: "choose a shorter one",
+        errno.ENODEV: "copy the files to a local disk",
+    }
+    number = error.errno or 0
+    advice = hint or usual.get(number)
+    reason = reasons.get(number, error.strerror or str(error))
+    return SynthfastError(f"{path}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """SynthfastError for a pipe, socket or device, which who opens or reads it may wait for without end; OSError for nothing.
+
+    A folder passes: opening it says what it is.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SynthfastError(f"{path}: expected a file, found a pipe, a socket or a device; remove it")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -55,6 +79,13 @@ def fsync_folder(folder: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """The temporary name, in the same folder, under which ``path`` is written. One writer per path at a time."""
     return path.with_name(TEMPORARY_PREFIX + path.name)
+
+
+def open_temporary(path: Path) -> IO[bytes]:
+    """The temporary file of ``path``, new and open for writing: what lies there, a link that leads elsewhere too, is removed."""
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)
+    return open(temporary, "xb")
 
 
 def commit_temporary(path: Path) -> None:
@@ -81,7 +112,7 @@ def atomic_write_files(files: Mapping[str | os.PathLike, bytes]) -> None:
     path = paths[0]
     try:
         for path, data in zip(paths, files.values(), strict=True):
-            with open(temporary_path(path), "wb") as file:
+            with open_temporary(path) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -158,7 +189,9 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 def _locked(path: Path, is_folder: bool) -> int | None:
     """A descriptor of ``path`` that holds its lock; None if another process removed it meanwhile. OSError as flock gives it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
+    )
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,6 +228,7 @@ def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
     NaN and infinities are let through, because diffusers writes them.
     """
     try:
+        require_file(path)
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise SynthfastError(f"{path}: no {what} here; check the path") from error
@@ -215,6 +249,7 @@ def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     try:
+        require_file(path)
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
@@ -254,6 +289,7 @@ def load_kept(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_file(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)

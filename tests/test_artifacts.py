@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, stage):
         monkeypatch.setattr(artifacts, "open", FullDisk if stage == "write" else full, raising=False)
     else:
         monkeypatch.setattr(os, stage, full)
-    assert one_line(atomic_write_bytes, path, b"new") == f"{path}: the disk is full"
+    assert one_line(atomic_write_bytes, path, b"new") == f"{path}: the disk is full; free some space"
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
@@ -152,10 +153,19 @@ def test_os_error_falls_back_to_the_systems_words():
         (errno.EROFS, "the file system is read-only"),
         (errno.EISDIR, "a file was expected, a folder was found"),
         (errno.ENAMETOOLONG, "the name is too long"),
+        (errno.EMFILE, "this process has too many files open, raise the limit with ulimit -n"),
+        (errno.ENFILE, "the system has too many files open, close other programs"),
+        (errno.ENODEV, "the device is gone, or its file system cannot map files into memory"),
     ],
 )
 def test_os_error_has_words_of_its_own(number, reason):
     assert str(os_error("some/path", OSError(number, "system words"), "do this")) == f"some/path: {reason}; do this"
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "ENAMETOOLONG", "ENODEV", "EMFILE", "ENFILE"])
+def test_os_error_says_what_to_do_where_nobody_else_does(name):
+    message = str(os_error("some/path", OSError(getattr(errno, name), "system words")))
+    assert re.search(r"[;,] (free|choose|copy|raise|close) ", message) and "system words" not in message
 
 
 def test_json_is_canonical_and_strict(tmp_path):
@@ -442,5 +452,5 @@ def test_files_that_belong_together_are_all_kept_when_one_cannot_be_written(tmp_
 
     monkeypatch.setattr(os, "fsync", full)
     message = one_line(artifacts.atomic_write_files, dict.fromkeys(files, b"new"))
-    assert message == f"{tmp_path / 'c'}: the disk is full"
+    assert message == f"{tmp_path / 'c'}: the disk is full; free some space"
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files

@@ -33,6 +33,7 @@ Scalar = TypeVar("Scalar", float, Tensor)
 
 PREDICTIONS = ("eps", "v", "x0")
 VARIANCES = ("fixed_small", "fixed_large")
+_MOST_TIMESTEPS = 1_000_000  # tables are made with a row for each: a hostile file must not choose their size
 
 
 class Level(NamedTuple):
@@ -125,9 +126,9 @@ class VP:
                 raise SynthfastError(f"VP {name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if self.clip is not None and not self.clip > 0:
             raise SynthfastError(f"VP clip: expected a positive number or none, found {self.clip}")
-        if self.timesteps < 1 or self.steps_offset < 0:
+        if not 1 <= self.timesteps <= _MOST_TIMESTEPS or self.steps_offset < 0:
             raise SynthfastError(
-                f"VP timesteps: expected at least 1 and an offset of at least 0, found {self.timesteps} and "
+                f"VP timesteps: expected 1 to {_MOST_TIMESTEPS} and an offset of at least 0, found {self.timesteps} and "
                 f"{self.steps_offset}"
             )
         if len(self.ratios) != self.timesteps:
@@ -274,7 +275,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
     Raises SynthfastError where the model or its sampling needs what is not supported.
     """
     class_name = config.get("_class_name", "DDPMScheduler")
-    if class_name not in _SCHEDULER_DEFAULTS:
+    if str(class_name) not in _SCHEDULER_DEFAULTS:
         raise SynthfastError(
             f"scheduler_config.json: expected the scheduler of a discrete DDPM model, found {class_name}; pass a "
             f"model whose scheduler is one of {', '.join(_SCHEDULER_DEFAULTS)}"
@@ -289,7 +290,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
         "clip_sample_range": 1.0,
         "variance_type": "fixed_small",
         "steps_offset": 0,
-        **_SCHEDULER_DEFAULTS[class_name],
+        **_SCHEDULER_DEFAULTS[str(class_name)],
         **config,
     }
     trained = values.get("trained_betas")
@@ -311,7 +312,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
             spacing="karras" if values.get("use_karras_sigmas") else str(values["timestep_spacing"]),
             steps_offset=int(values["steps_offset"]),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SynthfastError(
             f"scheduler_config.json: a value has the wrong type ({error}); correct the file"
         ) from error

@@ -28,7 +28,8 @@ def betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end: flo
     Raises SynthfastError for another name or for variances outside (0, 1).
     """
     if schedule == "linear":
-        result = np.linspace(beta_start, beta_end, timesteps)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            result = np.linspace(beta_start, beta_end, timesteps)
     elif schedule == "scaled_linear":
         check_betas([beta_start, beta_end])
         result = np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2

@@ -77,8 +77,12 @@ def load_diffusers_unet(
     # Through float32, and to dtype by the model, which knows what must stay exact (Fourier frequencies).
     weights = {key: tensor.float() for key, tensor in _read_weights(folder, allow_pickle).items()}
     # On the meta device no memory is filled twice, and the global random generator is left alone.
-    with torch.device("meta"):
-        model = UNet2D(config)
+    try:
+        with torch.device("meta"):
+            model = UNet2D(config)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # sizes that no tensor has
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SynthfastError(f"{folder / CONFIG_NAME}: describes no network ({reason}); restore the file") from error
     assign_weights(model, weights, source=folder)
     return model.to(dtype).eval()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from synthfast.artifacts import os_error
+from synthfast.artifacts import os_error, require_file
 from synthfast.data.formats.npy import map_npy, read_header
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.evaluation.interval import mean_interval, share
@@ -68,6 +68,7 @@ def read_groups(path: str | Path, count: int) -> Grouping:
 
 def _read_numbers(path: Path, count: int) -> np.ndarray:
     try:
+        require_file(path)
         with open(path, "rb") as file:
             header = read_header(file, str(path))
     except OSError as error:
@@ -83,6 +84,7 @@ def _read_numbers(path: Path, count: int) -> np.ndarray:
 def _read_names(path: Path, count: int) -> list[str]:
     names: list[str] = []
     try:
+        require_file(path)
         with open(path, encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 if row in (["group"], []) and not names and number == 1:

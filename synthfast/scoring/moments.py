@@ -207,7 +207,12 @@ def read_statistics(path: Path, features: Features) -> Moments:
         raise SynthfastError(f"{path}: no such file of statistics; check the path")
     arrays = read_npz(path, ("mu", "sigma"), ("count", "features"))
     mean, covariance = (np.array(arrays[name]) for name in ("mu", "sigma"))
-    if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or covariance.shape != (*mean.shape, *mean.shape):
+    if (
+        mean.ndim != 1
+        or mean.dtype.kind != "f"
+        or covariance.dtype.kind != "f"
+        or covariance.shape != (*mean.shape, *mean.shape)
+    ):
         found = f"{mean.dtype} {list(mean.shape)} and {covariance.dtype} {list(covariance.shape)}"
         raise SynthfastError(f"{path}: expected numbers mu [d] and sigma [d, d], found {found}; remake the file")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -222,7 +227,12 @@ def read_statistics(path: Path, features: Features) -> Moments:
             f"{path}: was made with other features than {features.name}, or other weights; give --features those, or make "
             "it again"
         )
-    count = int(arrays.get("count", 1 << 40))
+    count = arrays.get("count", np.int64(1 << 40))
+    if count.dtype.kind not in "iu" or count.ndim:
+        raise SynthfastError(
+            f"{path}: expected a whole number 'count', found {count.dtype} {list(count.shape)}; remake it"
+        )
+    count = int(count)
     if count < 2:
         raise SynthfastError(f"{path}: expected statistics of at least 2 images, found {count}; remake the file")
     to = {"dtype": torch.float64, "device": features.device}

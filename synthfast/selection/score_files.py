@@ -33,6 +33,7 @@ from synthfast.artifacts import (
     atomic_write_json,
     commit_temporary,
     make_folder,
+    open_temporary,
     os_error,
     read_json,
     sha256_file,
@@ -125,6 +126,8 @@ class ScoreFolder:
                 f"{images.name}: scores are not kept at URLs; give --scores-folder, a folder for them here"
             )
         self.path = images.path / SCORES_FOLDER if path is None else Path(path)
+        if path is None and self.path.is_symlink():
+            raise SynthfastError(f"{self.path}: a link that leads elsewhere; remove it, or give --scores-folder")
         self.source = {"path": images.name, "fingerprint": images.fingerprint(), "count": len(images)}
 
     def _load(self) -> dict[str, Any]:
@@ -284,7 +287,7 @@ class ScoreWriter:
     def _create(self, name: str, path: Path) -> None:
         size = len(self._headers[name]) + self._count * np.dtype(self._columns[name].dtype).itemsize
         try:
-            with open(temporary_path(path), "wb") as file:
+            with open_temporary(path) as file:
                 file.write(self._headers[name])
                 file.truncate(size)
         except OSError as error:

@@ -96,7 +96,8 @@ def test_dict_round_trip_through_json(parameterization):
         ({"kind": "vp", "prediction": "score"}, "VP prediction: expected one of eps, v, x0, found 'score'"),
         ({"kind": "vp", "betas": [0.1, 0.2]}, "VP betas: expected 1000 of them, one a timestep, found 2"),
         ({"kind": "vp", "clip": 0.0}, "VP clip: expected a positive number or none, found 0.0"),
-        ({"kind": "vp", "timesteps": 0}, "VP timesteps: expected at least 1"),
+        ({"kind": "vp", "timesteps": 0}, "VP timesteps: expected 1 to 1000000"),
+        ({"kind": "vp", "timesteps": 2**40}, "VP timesteps: expected 1 to 1000000"),
     ],
 )
 def test_bad_dicts(values, message):

@@ -20,7 +20,18 @@ LEAVES = {
 }
 NAMES = (
     *("sample", "diffusion", "classifier", "arc", "robust", "accuracy", "fid", "prdc", "samples", "select"),
-    *("rank", "report", "sample-wds", "export-npz", "export-folder", "import"),
+    *(
+        "rank",
+        "report",
+        "sample-wds",
+        "export-npy",
+        "export-wds",
+        "export-npz",
+        "export-folder",
+        "merge",
+        "import",
+        "gan",
+    ),
 )
 
 

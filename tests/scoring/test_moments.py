@@ -141,6 +141,13 @@ def test_statistics_in_a_file(tmp_path):
             "expected statistics of at least 2 images",
         ),
         (
+            {"mu": np.zeros(12), "sigma": np.eye(12), "count": "many"},
+            SynthfastError,
+            r"expected a whole number 'count', found <U4 \[\]",
+        ),
+        ({"mu": np.zeros(12), "sigma": np.eye(12), "count": [3, 4]}, SynthfastError, r"'count', found int64 \[2\]"),
+        ({"mu": np.zeros(()), "sigma": np.ones(())}, SynthfastError, r"expected numbers mu \[d\]"),
+        (
             {"mu": np.zeros(12), "sigma": np.eye(12), "features": "other"},
             UsageError,
             "was made with other features than pixels, or other weights",

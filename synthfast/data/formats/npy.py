@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from synthfast.artifacts import os_error
+from synthfast.artifacts import os_error, require_file
 from synthfast.errors import SynthfastError
 
 # What numpy's header parser can raise on hostile bytes, beyond the ValueError it promises.
@@ -67,6 +67,7 @@ def read_header(file: BinaryIO, name: str) -> NpyHeader:
 def map_npy(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Memory-map an npy file read-only after checking that it is exactly an array of ``dtype`` and ``shape``."""
     try:
+        require_file(path)
         with open(path, "rb") as file:
             header = read_header(file, str(path))
             wanted = (np.dtype(dtype), tuple(shape), False)
@@ -90,6 +91,7 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) 
     checksums are then not checked. Deflated members (``np.savez_compressed``) are read into memory.
     """
     try:
+        require_file(path)
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             present = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
             for name in required:

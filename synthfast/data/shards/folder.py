@@ -43,7 +43,7 @@ from synthfast.data.shards.manifest import (
 )
 from synthfast.data.shards.remote_writer import RemoteShardWriter
 from synthfast.data.shards.writer import ShardWriter
-from synthfast.data.storage.lock import LOCK, RemoteLock
+from synthfast.data.storage.lock import RemoteLock, is_claim
 from synthfast.data.storage.places import Folder, make, place, remove, sizes, write_object
 from synthfast.errors import SynthfastError, UsageError
 
@@ -165,7 +165,7 @@ def _open_manifest(path: Folder, request: Request, options: Mapping[str, str]) -
     """The manifest of a folder whose lock is held, made or healed as needed."""
     there = sizes(path)
     if MANIFEST not in there:
-        strangers = sorted(set(there) - {TEMPORARY_PREFIX + MANIFEST, LOCK})
+        strangers = sorted(name for name in there if name != TEMPORARY_PREFIX + MANIFEST and not is_claim(name))
         if strangers:
             raise UsageError(
                 f"{path}: holds files ({strangers[0]}) but no {MANIFEST}, so it is no shard folder; "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synthfast.artifacts import commit_temporary, os_error, temporary_path
+from synthfast.artifacts import commit_temporary, open_temporary, os_error, temporary_path
 from synthfast.data.shards.manifest import ShardFile
 from synthfast.errors import SynthfastError
 
@@ -24,7 +24,7 @@ class HashedFile:
         self._digest = hashlib.sha256()
         self._bytes = 0
         try:
-            self._file = open(temporary_path(path), "wb")  # noqa: SIM115 (close or discard closes it)
+            self._file = open_temporary(path)
         except OSError as error:
             raise os_error(path, error, CONTINUE_HINT) from error
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from synthfast.artifacts import os_error
+from synthfast.artifacts import os_error, require_file
 from synthfast.data.images import ImageSet
 from synthfast.data.machine import in_slices
 from synthfast.errors import SynthfastError, UsageError
@@ -84,6 +84,8 @@ class FileImages(ImageSet):
         for index in indices:
             path, file = self._open(self._files[index])
             try:
+                if isinstance(file, Path):
+                    require_file(file)
                 found.append(file.read_bytes() if isinstance(file, Path) else file.read())
             except OSError as error:
                 raise os_error(path, error) from error
@@ -121,15 +123,17 @@ class FileImages(ImageSet):
 
         path, file = self._open(name)
         try:
+            if isinstance(file, Path):
+                require_file(file)
             with Image.open(file) as opened:
                 if self._source_size is not None and opened.size != self._source_size:
                     raise SynthfastError(
                         f"{path}: expected {_size(self._source_size)} pixels, found {_size(opened.size)}"
                     )
                 image = opened.convert("RGB") if self._to_rgb else _grey_or_rgb(opened, path)
-        except FileNotFoundError as error:
-            raise os_error(path, error) from error
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno:  # of the system; Pillow's have no number
+                raise os_error(path, error) from error
             reason = str(error).partition(" <_io")[0]  # without the address of a buffer
             raise SynthfastError(f"{path}: not a readable image ({reason}); replace or remove it") from error
         except Image.DecompressionBombError as error:

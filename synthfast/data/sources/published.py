@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from synthfast.artifacts import os_error
+from synthfast.artifacts import os_error, require_file
 from synthfast.assets import DIGITS
 from synthfast.data.formats.npy import read_npz
 from synthfast.data.images import ArrayImages, ImageSet
@@ -247,6 +247,7 @@ def _read_up_to(file: BinaryIO, size: int) -> bytearray:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        require_file(path)
         return path.read_bytes()
     except OSError as error:
         raise os_error(path, error) from error

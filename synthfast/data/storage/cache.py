@@ -3,13 +3,18 @@
 A file lies at ``<cache>/shards/<its SHA-256>/<its name>``, where ``<cache>`` is $SYNTHFAST_CACHE or ``~/.cache/synthfast``: two
 URLs with the same shard share it, and a shard that is made anew has another place. It is compared with the size and SHA-256 of
 the manifest while it arrives, and gets its name only then, so several processes may fetch it at once. With
-$SYNTHFAST_CACHE_LIMIT (bytes, or such as 200GB) files that were not used for longest are removed after a fetch, but none that
-this process has asked for.
+$SYNTHFAST_CACHE_LIMIT (bytes, or such as 200GB) files that were not used for longest are removed after a fetch that passes it,
+but none that this process has asked for.
+
+What all files take is counted in ``<cache>/shards/.bytes``, to which every process adds what it fetches; they are listed only
+when that passes the limit, and then so many are removed that it takes a sixteenth of the limit to pass it again. A count that is
+wrong, because somebody removed files or a process was killed, is right again after the next listing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -25,9 +30,14 @@ from synthfast.errors import SynthfastError, UsageError
 _CHUNK = 1 << 20
 _STALE = 24 * 3600  # seconds after which a file that a killed process was fetching is removed
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_COUNT = ".bytes"
+_SLACK = 1 / 16  # of the limit, between two listings
 _HINT = "free some space, or set SYNTHFAST_CACHE to a folder elsewhere"
 
 _asked_for: set[Path] = set()
+_in_use: dict[
+    Path, float
+] = {}  # by cache, what it held when no more could be removed, because this process uses the rest
 
 
 class Wanted(Protocol):
@@ -54,14 +64,18 @@ def fetch(folder: str, wanted: Wanted) -> Path:
     _remove_stale(path.parent)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        _download(folder, wanted, temporary)
+        try:
+            _download(folder, wanted, temporary)
+        except FileNotFoundError:  # another process that keeps the limit removed the folder while it was empty
+            make_folder(path.parent)
+            _download(folder, wanted, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise os_error(path, error, _HINT) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _trim(root)
+    _count(root, wanted.bytes)
     return path
 
 
@@ -128,26 +142,49 @@ def _remove_stale(folder: Path) -> None:
                 leftover.unlink()
 
 
-def _trim(root: Path) -> None:
-    """Remove what was not used for longest until the limit is kept, as far as what is in use allows."""
+def _count(root: Path, added: int) -> None:
+    """Add what was fetched to the count of all processes, and keep the limit. A count that cannot be kept is no error."""
     limit = _limit()
-    if limit is None:
+    if limit is None and not (root / _COUNT).exists():
         return
+    with contextlib.suppress(OSError), open(root / _COUNT, "a+b") as file:
+        with contextlib.suppress(OSError):  # without locks on files a count may be lost, until the next listing
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read(32)
+        total = int(text) + added if text.isdigit() else None
+        if limit is not None and (total is None or total > max(limit, _in_use.get(root, 0) + _SLACK * limit)):
+            total = _trim(root, limit)
+            if total > limit:
+                _in_use[root] = total
+        file.truncate(0)
+        file.write(b"" if total is None else b"%d" % total)
+        file.flush()
+        with contextlib.suppress(OSError):  # now: a process that was forked meanwhile has the descriptor, too
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _trim(root: Path, limit: float) -> int:
+    """List all files and, if they take more than the limit, remove what was not used for longest, as far as what is in use
+    allows; what is left in bytes."""
     found = []
     for path in root.glob("*/*"):
-        with contextlib.suppress(OSError):  # another process removes files, too
+        with contextlib.suppress(OSError):  # whoever cleans up removes files, too
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in found)
+    if total <= limit:
+        return total
     for _, size, path in sorted(found):
-        if total <= limit:
-            return
+        if total <= (1 - _SLACK) * limit:
+            break
         if path in _asked_for or path.name.startswith(TEMPORARY_PREFIX):
             continue
         with contextlib.suppress(OSError):
             path.unlink()
+            total -= size
             path.parent.rmdir()
-        total -= size
+    return total
 
 
 def _limit() -> float | None:

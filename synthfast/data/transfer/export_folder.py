@@ -25,9 +25,9 @@ from synthfast.artifacts import (
     atomic_write_bytes,
     atomic_write_json,
     make_folder,
+    open_temporary,
     os_error,
     read_json,
-    temporary_path,
 )
 from synthfast.data.formats.codec import Codec
 from synthfast.data.images import ImageSet
@@ -76,6 +76,8 @@ def write_folder(
     def prepare() -> None:
         for k in () if names is None else np.unique(images.labels):
             make_folder(out / names[k])
+            if (out / names[k]).is_symlink():
+                raise SynthfastError(f"{out / names[k]}: a link that leads out of the folder; remove it")
 
     size = max(1, min(4096, CHUNK_BYTES // int(np.prod(images.shape))))
     copied = _fill(images, out, record, options, report, size, (write, is_there, prepare))
@@ -212,10 +214,9 @@ def _write_record(out: Path, record: Mapping[str, Any], done: int, *, complete: 
 
 def _replace(path: Path, data: bytes) -> None:
     """Write under a temporary name and rename, without waiting for the disk."""
-    temporary = temporary_path(path)
-    with open(temporary, "wb") as file:
+    with open_temporary(path) as file:
         file.write(data)
-    os.replace(temporary, path)
+    os.replace(file.name, path)
 
 
 def _wait_for_disk(folder: Path) -> None:

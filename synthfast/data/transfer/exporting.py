@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from synthfast import __version__
@@ -17,6 +18,11 @@ from synthfast.errors import UsageError
 
 _OPTIONS = {**OPTIONS, "classes": "DIR (its classes)", "format": "--to", "to": "--to", "selection": "--selection"}
 _OPTIONS |= {"compress": "--compress"}
+# Shards keep the fact in their manifest; see origin_of.
+_LOSSY = (
+    "the images were stored as jpg or webp, and this copy does not tell: scores will compare it with lossless images all the "
+    "same; --to npy or wds keeps the fact"
+)
 
 
 def export_images(config: ExportConfig, report: Report | None = None) -> Copied:
@@ -47,8 +53,11 @@ def export_images(config: ExportConfig, report: Report | None = None) -> Copied:
     tell = report or (lambda done, total: None)
     out = place(str(config.out))
     if config.to == "npz":
-        return write_npz(images, out, record, _OPTIONS, tell, config.compress)
-    return {"folder": write_folder, "cifar": write_cifar}[config.to](images, out, record, _OPTIONS, tell)
+        copied = write_npz(images, out, record, _OPTIONS, tell, config.compress)
+    else:
+        copied = {"folder": write_folder, "cifar": write_cifar}[config.to](images, out, record, _OPTIONS, tell)
+    warnings = [warning for warning in (copied.warning, _LOSSY if images.lossy else None) if warning]
+    return replace(copied, warning="; ".join(warnings) or None)
 
 
 def _record(images: ImageSet, config: ExportConfig, origin: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from synthfast.artifacts import Lock, commit_temporary, make_folder, os_error, temporary_path
+from synthfast.artifacts import Lock, commit_temporary, make_folder, open_temporary, os_error, temporary_path
 from synthfast.data.formats.npy import NpyHeader, npy_header, read_header
 from synthfast.data.images import ImageSet
 from synthfast.data.shards.manifest import require_same
@@ -137,7 +137,7 @@ def write_npz(
             return Copied(str(out), len(images), 0)
         temporary = temporary_path(out)
         try:
-            with open(temporary, "wb") as file:
+            with open_temporary(out) as file:
                 _write(file, images, record, report, zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
                 file.flush()
                 os.fsync(file.fileno())

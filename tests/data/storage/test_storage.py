@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -22,7 +26,7 @@ from synthfast.data import ShardFolder, ShardSet, open_images, summary, verify
 from synthfast.data.storage import cache as remote_cache
 from synthfast.data.storage import lock as remote_lock
 from synthfast.data.storage.cache import fetch
-from synthfast.data.storage.lock import LOCK, RemoteLock
+from synthfast.data.storage.lock import RemoteLock, is_claim
 from synthfast.data.storage.places import is_url, join, place, remote, sizes
 from synthfast.data.transfer.exporting import export_images
 from synthfast.data.transfer.importing import import_images
@@ -44,6 +48,8 @@ def memory(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNTHFAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SYNTHFAST_CACHE_LIMIT", raising=False)
     monkeypatch.setattr(remote_cache, "_asked_for", set())
+    monkeypatch.setattr(remote_cache, "_in_use", {})
+    monkeypatch.setattr(remote_lock, "_MOST_SECONDS", 0.01)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield files
     assert not list(tmp_path.glob("synthfast-*")), "staging folders were left"
@@ -179,7 +185,8 @@ def kill_at(memory, patch: pytest.MonkeyPatch, step: int | None) -> list[str]:
         def watched(*arguments, **options):
             if len(done) == step:
                 raise Killed
-            done.append(f"{name} {str(arguments[-1] if name == 'put_file' else arguments[0]).rpartition('/')[2]}")
+            file = str(arguments[-1] if name == "put_file" else arguments[0]).rpartition("/")[2]
+            done.append(f"{name} {'the claim' if is_claim(file) else file}")
             return real(*arguments, **options)
 
         patch.setattr(type(memory), name, lambda self, *arguments, **options: watched(*arguments, **options))
@@ -195,12 +202,12 @@ def test_sidecars_come_after_their_files_and_the_manifest_last(memory, write, re
         write(URL, request_values)
     shards = [f"shard-00000{k}{end}" for k in range(3) for end in (".images.npy", ".labels.npy", ".json")]
     assert done == [
-        f"pipe_file {LOCK}",
+        "pipe_file the claim",
         "pipe_file manifest.json",
         *(f"put_file {name}" for name in shards),
         "pipe_file manifest.json",
         *(f"rm_file shard-00000{k}.json" for k in range(3)),
-        f"rm_file {LOCK}",
+        "rm_file the claim",
     ]
 
 
@@ -221,9 +228,9 @@ def test_killed_before_any_change_the_next_run_completes(tmp_path, memory, write
             with pytest.raises(Killed):
                 write(url, format_values)
         found = there(memory, f"/bucket/killed-{step}")
-        if LOCK in found:
-            lock = {**json.loads(found[LOCK]), "pid": dead.pid}
-            memory.pipe_file(f"/bucket/killed-{step}/{LOCK}", json.dumps(lock).encode())
+        for claim in filter(is_claim, found):
+            lock = {**json.loads(found[claim]), "pid": dead.pid}
+            memory.pipe_file(f"/bucket/killed-{step}/{claim}", json.dumps(lock).encode())
         if "manifest.json" in found and not json.loads(found["manifest.json"])["complete"]:
             with pytest.raises(SynthfastError, match="incomplete"):
                 ShardSet(url)
@@ -293,26 +300,31 @@ def test_the_lock_says_who_holds_it_and_how_to_be_rid_of_it(memory):
     lock = RemoteLock(URL)
     message = (
         rf"memory://bucket/set: another process is writing this folder \(process {os.getpid()} on {socket.gethostname()} since "
-        rf"\d{{4}}-.*Z\); wait for it to end, or if it is dead remove memory://bucket/set/{LOCK}"
+        r"\d{4}-.*Z\); wait for it to end, or if it is dead remove memory://bucket/set/"
     )
-    with pytest.raises(SynthfastError, match=message):
+    with pytest.raises(SynthfastError, match=message) as error:
         RemoteLock(URL)
+    assert [str(error.value).rpartition("/")[2]] == list(there(memory))
     lock.close()
     lock.close()
     RemoteLock(URL).close()
     assert there(memory) == {}
 
 
-@pytest.mark.parametrize("key", ["host", "namespace"])
+CLAIM = "/bucket/set/.synthfast-lock-0123456789abcdef.json"
+
+
+@pytest.mark.parametrize("key", ["host", "boot", "namespace"])
 def test_a_lock_of_another_host_is_not_taken_over(memory, key):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    lock = {**remote_lock._process(), "pid": dead.pid, "time": "2026-01-01T00:00:00Z", "token": "x"}
-    memory.pipe_file(f"/bucket/set/{LOCK}", json.dumps({**lock, key: "elsewhere"}).encode())
+    lock = {**remote_lock._process(), "pid": dead.pid, "time": "2026-01-01T00:00:00Z"}
+    memory.pipe_file(CLAIM, json.dumps({**lock, key: "elsewhere"}).encode())
     with pytest.raises(SynthfastError, match=f"process {dead.pid} on .* since 2026-01-01T00:00:00Z"):
         RemoteLock(URL)
-    memory.pipe_file(f"/bucket/set/{LOCK}", json.dumps(lock).encode())
+    memory.pipe_file(CLAIM, json.dumps(lock).encode())
     RemoteLock(URL).close()
+    assert there(memory) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"pid": "1"}', b'{"pid": -1}', b'{"pid": 1e400}'])
@@ -320,39 +332,72 @@ def test_a_lock_that_says_nothing_is_respected(memory, content):
     here = json.dumps(remote_lock._process())[:-1] + ", "
     if content.startswith(b'{"pid"'):
         content = here.encode() + content[1:]
-    memory.pipe_file(f"/bucket/set/{LOCK}", content)
+    memory.pipe_file(CLAIM, content)
     with pytest.raises(SynthfastError, match="another process is writing this folder"):
         RemoteLock(URL)
 
 
-def test_where_there_is_no_exclusive_create_of_two_at_once_one_gives_up(memory, monkeypatch):
-    """The storage overwrites: the lock that is read again is another's."""
-    real = type(memory).pipe_file
+def steps_of_two(memory, order: list[int]) -> list[bool]:
+    """Two processes that want the lock at once, each stopped before every step at the storage; ``order`` says whose turn it is,
+    until one is through. Who has got it?"""
+    turn, got = [threading.Semaphore(0) for _ in range(2)], [False, False]
+    arrived, mine = [threading.Event(), threading.Event()], threading.local()
+    real = {name: getattr(type(memory), name) for name in ("ls", "pipe_file", "rm_file", "cat_file")}
 
-    def overwrite(self, path, value, **options):
-        if options.pop("mode", None) == "create":
-            raise NotImplementedError
-        real(self, path, value)
-        real(self, path, json.dumps({"token": "the other's", "pid": 1, "host": "other"}).encode())
+    def stop() -> None:
+        arrived[mine.number].set()
+        turn[mine.number].acquire()
 
-    monkeypatch.setattr(type(memory), "pipe_file", overwrite)
-    with pytest.raises(SynthfastError, match="process 1 on other"):
-        RemoteLock(URL)
-    assert LOCK in there(memory)  # which stays
+    def stopping(name: str):
+        def step(self, *arguments, **options):
+            stop()
+            return real[name](self, *arguments, **options)
+
+        return step
+
+    def want(number: int) -> None:
+        mine.number = number
+        try:
+            RemoteLock(URL)
+            got[number] = True
+        except SynthfastError:
+            pass
+        finally:
+            arrived[number].set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in real:
+            patch.setattr(type(memory), name, stopping(name))
+        threads = [threading.Thread(target=want, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in order:
+            arrived[number].wait(10)
+            if threads[number].is_alive():
+                arrived[number].clear()
+                turn[number].release()
+        for number in range(2):  # then each to its end
+            for _ in range(100):
+                turn[number].release()
+            threads[number].join(10)
+            assert not threads[number].is_alive()
+    return got
 
 
-def test_without_exclusive_create_a_lock_that_is_there_is_seen(memory, monkeypatch):
-    real = type(memory).pipe_file
-
-    def old(self, path, value):  # as before fsspec 2024.10
-        real(self, path, value)
-
-    monkeypatch.setattr(type(memory), "pipe_file", old)
-    lock = RemoteLock(URL)
-    with pytest.raises(SynthfastError, match="another process is writing"):
-        RemoteLock(URL)
-    lock.close()
-    RemoteLock(URL).close()
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_two_at_once_at_most_one_gets_it_in_whatever_order_they_go(memory, dead):
+    """Every order of the first six steps of each; with a claim that a killed process left, or without."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = json.dumps({**remote_lock._process(), "pid": gone.pid}).encode()
+    orders = [[int(k in first) for k in range(12)] for first in itertools.combinations(range(12), 6)]
+    results = []
+    for order in random.Random(0).sample(orders, 150):
+        memory.store.clear()
+        if dead:
+            memory.pipe_file(CLAIM, left)
+        results.append(sum(steps_of_two(memory, order)))
+    assert max(results) == 1 and results.count(0) < 15
 
 
 def test_one_file_fetched_by_many_at_once(tmp_path, memory, write, request_values):
@@ -436,6 +481,117 @@ def test_a_file_that_was_used_again_is_kept_longer(tmp_path, monkeypatch, write,
     assert cached(tmp_path) == ["shard-000001.images.npy", "shard-000002.images.npy"]
 
 
+@pytest.fixture
+def files_of(memory):
+    """``files_of(40)``: as many files of 1,000 bytes at the URL."""
+
+    def make(count: int) -> list[SimpleNamespace]:
+        found = []
+        for number in range(count):
+            data = number.to_bytes(4, "big") * 250
+            memory.pipe_file(f"/bucket/set/{number}", data)
+            found.append(SimpleNamespace(file=str(number), sha256=hashlib.sha256(data).hexdigest(), bytes=1000))
+        return found
+
+    return make
+
+
+def test_the_cache_is_listed_only_when_the_limit_is_passed(tmp_path, monkeypatch, files_of):
+    """And not at every fetch where all of it is in use, nor where it is full."""
+
+    def kept() -> int:
+        return sum(len(names) for where, _, names in os.walk(root) if where != str(root))
+
+    root = tmp_path / "cache" / "shards"
+    monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "64K")
+    listings, glob = [], Path.glob
+
+    def listed(self, pattern):
+        listings.append(pattern)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    files = files_of(300)
+    for file in files[:64]:
+        fetch(URL, file)
+    assert listings.count("*/*") == 1  # the first fetch of an empty cache
+    for file in files[64:100]:
+        fetch(URL, file)
+    assert kept() == 100 and listings.count("*/*") <= 2 + 36 // 4  # all in use
+    monkeypatch.setattr(remote_cache, "_in_use", {})
+    listings.clear()
+    for file in files[100:]:
+        monkeypatch.setattr(remote_cache, "_asked_for", set())  # each as a process of its own, that keeps nothing
+        fetch(URL, file)
+        assert kept() <= 64 and (root / file.sha256 / file.file).exists()
+    assert listings.count("*/*") <= 1 + 200 // 4
+
+
+@pytest.mark.parametrize("text", ["", "x", "-3", "9" * 40, "0"])
+def test_a_count_that_is_wrong_is_right_after_the_next_listing(tmp_path, monkeypatch, files_of, text):
+    monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "8000")
+    files = files_of(40)
+    for file in files[:6]:
+        fetch(URL, file)
+    count = tmp_path / "cache" / "shards" / ".bytes"
+    assert count.read_text() == "6000"
+    count.write_text(text)
+    for file in files[6:]:
+        monkeypatch.setattr(remote_cache, "_asked_for", set())
+        fetch(URL, file)
+    assert int(count.read_text()) == 1000 * len(cached(tmp_path)) <= 8000
+
+
+def test_what_is_fetched_without_a_limit_counts_for_who_has_one(tmp_path, monkeypatch, files_of):
+    files = files_of(20)
+    fetch(URL, files[0])
+    assert not (tmp_path / "cache" / "shards" / ".bytes").exists()
+    for number, file in enumerate(files[1:]):
+        monkeypatch.setattr(remote_cache, "_asked_for", set())
+        if number % 9 == 0:
+            monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "9000")
+        fetch(URL, file)
+        monkeypatch.delenv("SYNTHFAST_CACHE_LIMIT", raising=False)
+    assert len(cached(tmp_path)) <= 9
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch, files_of):
+    [file] = files_of(1)
+    real, made = remote_cache.make_folder, []
+
+    def make_folder(path):
+        real(path)
+        if not made:
+            path.rmdir()
+        made.append(path)
+
+    monkeypatch.setattr(remote_cache, "make_folder", make_folder)
+    assert fetch(URL, file).stat().st_size == 1000 and len(made) == 2
+
+
+def _fetch_many(files: list[SimpleNamespace]) -> None:
+    for file in files:
+        remote_cache._asked_for.clear()
+        fetch(URL, file)
+    os._exit(0)
+
+
+def test_several_processes_keep_one_limit(tmp_path, monkeypatch, files_of):
+    monkeypatch.setenv("SYNTHFAST_CACHE_LIMIT", "40K")
+    files = files_of(200)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_fetch_many, args=(files[k::4],)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    most, root = 0, tmp_path / "cache" / "shards"
+    while any(worker.is_alive() for worker in workers):
+        most = max(most, sum(len(names) for where, _, names in os.walk(root) if where != str(root)))
+        time.sleep(0.005)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert most <= 40 + 4 * 2  # and what arrives at that moment
+    assert 1000 * len(cached(tmp_path)) == int((tmp_path / "cache" / "shards" / ".bytes").read_text()) <= 40_000
+
+
 def test_a_file_without_end_is_not_fetched_to_its_end(monkeypatch, write, request_values):
     write(URL, request_values)
     entry = ShardSet(URL).manifest.shards[0].parts["images"]
@@ -486,7 +642,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     [
         (FileNotFoundError("The specified bucket does not exist"), "no such file, folder or bucket; check the URL"),
         (PermissionError("Access Denied"), r"permission denied \(Access Denied\); check the credentials"),
-        (OSError(28, "No space left on device"), "the disk is full"),
+        (OSError(28, "No space left on device"), "the disk is full; free some space"),
         (RuntimeError("two\nlines"), "two lines; check the URL, the connection and the credentials"),
         (NotImplementedError(), "this storage can not be written to; take another"),
     ],

@@ -214,6 +214,21 @@ def test_a_set_remembers_that_jpg_has_been_through_it(tmp_path, shards):
     assert ShardSet(tmp_path / "both").lossy
     split(SplitConfig(source=(str(tmp_path / "npy"),), parts=2, out=str(tmp_path / "part")))
     assert ShardSet(tmp_path / "part-0").lossy
+    export(tmp_path / "part-0", "wds", tmp_path / "png")
+    import_(str(tmp_path / "png"), tmp_path / "imported")
+    assert ShardSet(tmp_path / "png").codec == "png" and ShardSet(tmp_path / "png").lossy
+    assert ShardSet(tmp_path / "imported").lossy
+
+
+@pytest.mark.parametrize(("to", "kept"), [("npz", False), ("folder", False), ("npy", True), ("wds", True)])
+def test_an_export_that_forgets_that_images_were_jpg_says_so(tmp_path, shards, to, kept):
+    export(shards, "wds", tmp_path / "jpg", codec="jpg")
+    out = tmp_path / ("a.npz" if to == "npz" else "a")
+    for _ in range(2):  # also where it was done before
+        warning = export(tmp_path / "jpg", to, out).warning
+        assert warning is None if kept else "stored as jpg or webp, and this copy does not tell" in warning
+    assert open_images({"npz": "npz:", "folder": "folder:"}.get(to, "") + str(out)).lossy is kept
+    assert export(shards, to, tmp_path / f"plain-{out.name}").warning is None
 
 
 @pytest.mark.parametrize("format", [None, "npy", "wds"])

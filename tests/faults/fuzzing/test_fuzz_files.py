@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 import os
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from synthfast.artifacts import load_kept, load_tensors, save_tensors
-from synthfast.data import ImageSet, open_images
+from synthfast.config import ImportConfig
+from synthfast.data import ImageSet, open_images, verify
+from synthfast.data.formats.codec import Codec
 from synthfast.data.formats.npy import map_npy, npy_header, read_npz
 from synthfast.data.selection import read_selection
 from synthfast.data.shards.shard_set import ShardSet
+from synthfast.data.transfer.importing import import_images
 from synthfast.data.transfer.npz_stream import NpzStream
 from synthfast.errors import SynthfastError
 from synthfast.scoring.groups import read_groups
+from synthfast.scoring.moments import read_statistics
 from synthfast.training.state import load_notes
 
 EXAMPLES = 60 * int(os.environ.get("SYNTHFAST_SOAK", "1"))
@@ -152,6 +160,73 @@ def tensors(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
     return path, path.read_bytes(), read
 
 
+def tar(zipped: bool) -> Prepare:
+    """A WebDataset tar from elsewhere."""
+
+    def prepare(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
+        path, file = folder / ("a.tar.gz" if zipped else "a.tar"), io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz" if zipped else "w", format=tarfile.PAX_FORMAT) as archive:
+            for number, image in enumerate(encoded(3)):
+                for ending, data in (("png", image), ("cls", b"1"), ("json", b'{"label": 1}')):
+                    info = tarfile.TarInfo(f"{'long' * 30}/{number}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        return path, file.getvalue(), lambda: all_of(open_images(f"wds:{path}"))
+
+    return prepare
+
+
+def encoded(count: int) -> list[bytes]:
+    return Codec("png", (6, 5, 3)).encode(noise(count, 6, 5, 3))
+
+
+def png(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
+    """By our own decoder, and by Pillow as a folder's image."""
+    path = folder / "a.png"
+
+    def read() -> None:
+        attempt(lambda: Codec("png", (6, 5, 3)).decode([path.read_bytes()], str))
+        attempt(lambda: all_of(open_images(f"folder:{folder}")))
+
+    return path, encoded(1)[0], read
+
+
+def own_tar(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
+    """A shard of ours: the bytes that are there are read, or named, by ``verify`` too."""
+    return of_shards(folder, "shard-000000.tar")
+
+
+def index(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
+    return of_shards(folder, "shard-000000.idx")
+
+
+def of_shards(folder: Path, name: str) -> tuple[Path, bytes, Callable[[], object]]:
+    """The manifest follows the size and the SHA-256 of the file, as who forges it would make it do."""
+    np.savez(folder / "a.npz", image=noise(6, 6, 5, 3), label=np.arange(6))
+    source, shards = f"npz:{folder / 'a.npz'}", folder / "shards"
+    import_images(ImportConfig(source=(source,), out=str(shards), format="wds", shard_size=6))
+    manifest = shards / "manifest.json"
+    values = json.loads(manifest.read_text())
+    role = {".tar": "tar", ".idx": "tar_index"}[Path(name).suffix]
+
+    def read() -> None:
+        data = (shards / name).read_bytes()
+        values["shards"][0][role] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest.write_text(json.dumps(values))
+        attempt(lambda: all_of(ShardSet(shards)))
+        attempt(lambda: ShardSet(shards).index_paths)
+        assert all("\n" not in problem for problem in verify(shards))
+
+    return shards / name, (shards / name).read_bytes(), read
+
+
+def statistics(folder: Path) -> tuple[Path, bytes, Callable[[], object]]:
+    path, file = folder / "a.npz", io.BytesIO()
+    features = SimpleNamespace(dim=3, name="pixels", fingerprint="ab", device="cpu")
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(3), count=np.int64(9), features=np.array("ab"))
+    return path, file.getvalue(), lambda: read_statistics(path, features)
+
+
 PARSERS: dict[str, Prepare] = {
     "npy": npy,
     "npz": npz(False),
@@ -165,6 +240,12 @@ PARSERS: dict[str, Prepare] = {
     "groups.csv": groups("csv"),
     "groups.npy": groups("npy"),
     "safetensors": tensors,
+    "tar": tar(False),
+    "tar.gz": tar(True),
+    "png": png,
+    "own tar": own_tar,
+    "index": index,
+    "statistics": statistics,
 }
 
 

@@ -16,10 +16,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from synthfast.artifacts import load_tensors
 from synthfast.assets import DIGITS
 from synthfast.config import SampleConfig
 from synthfast.data import ShardSet, summary, verify
 from synthfast.data.selection import read_selection
+from synthfast.data.transfer.export_folder import RECORD, _open_record
 from synthfast.evaluation.progress import open_progress
 from synthfast.models.classifiers import load_classifier
 from synthfast.report.html import read_result, report_html
@@ -54,7 +56,7 @@ class Given:
 
     def put(self, command: str) -> None:
         for name, content in self.reference(command).left.items():
-            (self.copy / name).parent.mkdir(exist_ok=True)
+            (self.copy / name).parent.mkdir(parents=True, exist_ok=True)
             (self.copy / name).write_bytes(content)
 
 
@@ -146,6 +148,36 @@ def classifier(given: Given) -> Reader:
     return given.reader(folder / "config.json", lambda: load_classifier(folder, CPU))
 
 
+def export_record(given: Given) -> Reader:
+    given.put("export-folder")
+    folder = given.copy / "out"
+    record = json.loads((folder / RECORD).read_text())["request"]
+    return given.reader(folder / RECORD, lambda: _open_record(folder, record, {}))
+
+
+def diffusers_folder(file: str) -> Callable[[Given], Reader]:
+    """The embedded generator as diffusers keeps such models, its weights behind an index."""
+
+    def prepare(given: Given) -> Reader:
+        folder, weights = given.copy / "unet", "diffusion_pytorch_model-00001-of-00001.safetensors"
+        folder.mkdir()
+        shutil.copyfile(ASSETS / "digits" / "model.safetensors", folder / weights)
+        names = load_tensors(folder / weights)
+        unet = json.loads((ASSETS / "digits" / "config.json").read_text())["unet"]
+        schedule = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear"}
+        schedule |= {"beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon", "clip_sample": True}
+        contents = {
+            "config.json": {"_class_name": "UNet2DModel", **unet},
+            "scheduler_config.json": schedule,
+            "diffusion_pytorch_model.safetensors.index.json": {"weight_map": dict.fromkeys(names, weights)},
+        }
+        for name, values in contents.items():
+            (folder / name).write_text(json.dumps(values))
+        return given.reader(folder / file, lambda: load_generator(SampleConfig(generator=str(folder)), CPU))
+
+    return prepare
+
+
 # Each with the number of changes that are swept, of some thousands. SYNTHFAST_SOAK=20 makes it twenty times as many.
 READERS = {
     "manifest": (manifest, 3000),
@@ -160,6 +192,10 @@ READERS = {
     "generator": (embedded_generator, 250),
     "gan": (gan, 200),
     "classifier": (classifier, 400),
+    "export's record": (export_record, 300),
+    "diffusers' model": (diffusers_folder("config.json"), 200),
+    "diffusers' schedule": (diffusers_folder("scheduler_config.json"), 120),
+    "diffusers' index": (diffusers_folder("diffusion_pytorch_model.safetensors.index.json"), 60),
 }
 
 
