@@ -11,7 +11,7 @@ import torch
 from synthfast.data import ArrayImages, ShardSet
 from synthfast.data.loaders import Augment, Wanted, open_loader, stream
 from synthfast.data.loaders.dali import draw_crops
-from synthfast.data.loaders.in_order import InOrder
+from synthfast.data.loaders.in_order import _STATE, InOrder
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.ops import reference_data
 
@@ -67,6 +67,32 @@ def test_the_state_of_another_pass_is_refused(made):
     for images, size, given in ((made("jpg"), 9, state), (made("jpg"), 8, state[:10]), (made("jpg"), 8, b"")):
         with pytest.raises(SynthfastError, match=r"images: the state is of another pass over images; begin anew$"):
             InOrder(images, size, CPU, threads=1, state=given)
+
+
+@pytest.mark.parametrize("other", [(1, 2), (0, 1), (0, 3)])
+def test_the_state_of_another_rank_is_refused(made, other):
+    """Of another number of ranks too: it would leave images out."""
+    first = InOrder(made("jpg"), 8, CPU, rank=0, world_size=2, threads=1)
+    next(first)
+    with pytest.raises(SynthfastError, match=r"images: the state is of another pass over images; begin anew$"):
+        InOrder(made("jpg"), 8, CPU, rank=other[0], world_size=other[1], threads=1, state=first.state())
+
+
+@pytest.mark.parametrize("cut", [-1, -60, "all"])
+def test_a_damaged_state_is_one_line(made, cut):
+    state = InOrder(made("jpg"), 8, CPU, threads=1).state()
+    cut = _STATE.size if cut == "all" else cut
+    with pytest.raises(SynthfastError, match=r"images: the state is damaged; begin anew$"):
+        InOrder(made("jpg"), 8, CPU, threads=1, state=state[:cut])
+
+
+def test_more_ranks_than_images_are_refused(made):
+    for rank in (0, 60):
+        with pytest.raises(
+            UsageError, match=r"images: expected at least one image for each of the 61 ranks, found 60; "
+        ):
+            InOrder(made("jpg"), 8, CPU, rank=rank, world_size=61, threads=1)
+    assert [len(list(InOrder(made("jpg"), 8, CPU, rank=rank, world_size=60, threads=1))) for rank in (0, 59)] == [1, 1]
 
 
 def test_sets_that_are_read_through_are_read_by_dalis_own_reader(made, monkeypatch):
