@@ -51,6 +51,7 @@ class TorchLoader(Loader):
             num_workers=self.workers,
             collate_fn=_as_it_is,
             worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else a seed is drawn from the global one
             # Arrays would be copied to processes that are started otherwise.
             multiprocessing_context=_context() if self.workers else None,
         )
