@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synthfast.data.loaders.base import cpus_of_rank
-from synthfast.data.loaders.pipelines import copy_out, decode_files, explained, import_dali, make_pipeline
+from synthfast.data.loaders.pipelines import copy_out, decode_files, explained, import_dali, make_pipeline, refusals
 from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import SynthfastError, UsageError
 
@@ -87,6 +87,7 @@ class InOrder:
             raise SynthfastError(f"{self._images.name}: the state is of another pass over images; begin anew")
         return given, state[_STATE.size :]
 
+    @refusals()
     def _build(self, rank: int, world_size: int, threads: int, checkpoint: Any) -> Any:
         images, fn = self._images, import_dali().fn
         pipeline = make_pipeline(

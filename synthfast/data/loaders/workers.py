@@ -60,7 +60,7 @@ class TorchLoader(Loader):
         def read(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
             with _worker_errors():
                 pixels = next(running[0])
-            if isinstance(pixels, SynthfastError):
+            if isinstance(pixels, Exception):
                 raise pixels
             wanted = asked.popleft()
             return wanted, self._pinned(pixels), self._labels(wanted)
@@ -132,12 +132,12 @@ class _Bytes(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self._sets))
 
-    def __getitems__(self, items: list[np.ndarray]) -> Tensor | SynthfastError:
-        """uint8 [n, H, W, C]; an error comes back as it is, because DataLoader would wrap it in pages of text."""
+    def __getitems__(self, items: list[np.ndarray]) -> Tensor | Exception:
+        """uint8 [n, H, W, C]; an error that is told in a line comes back, because DataLoader would wrap it in pages of text."""
         try:
             return read_bytes(self._sets, items)
-        except SynthfastError as error:
-            return type(error)(str(error))
+        except (SynthfastError, OSError, MemoryError) as error:
+            return error
 
 
 class _Endless:

@@ -156,6 +156,21 @@ def test_what_dali_alone_refuses_is_said_so(made, monkeypatch):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("way", ["shuffled", "in order"])
+def test_a_pipeline_that_cannot_be_made_is_one_line(made, monkeypatch, way):
+    def refuse(self):
+        raise RuntimeError("Critical error when building pipeline:\nencountered:\n\nCUDA driver is\ntoo old")
+
+    monkeypatch.setattr(dali.Pipeline, "build", refuse)
+    with pytest.raises(
+        SynthfastError, match=r"^--loader dali: DALI makes no pipeline \(CUDA driver is too old\); take --loader torch$"
+    ):
+        if way == "shuffled":
+            open_loader("dali", [made("png")], CPU, workers=1).batch(Wanted((np.arange(4),)))
+        else:
+            InOrder(made("png"), 8, CPU, threads=1)
+
+
 def test_images_of_other_channels_are_refused():
     images = ArrayImages("four", [np.zeros((5, 4, 4, 4), np.uint8)])
     with pytest.raises(

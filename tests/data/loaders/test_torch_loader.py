@@ -93,6 +93,29 @@ def test_a_set_that_is_no_image_at_all():
             MapStyle(Samples(lambda _, sample=sample: sample))
 
 
+class Failing(ArrayImages):
+    """The system fails with image 7."""
+
+    error: Exception
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        if 7 in indices:
+            raise self.error
+        return super()._read(indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error", "some.png"), MemoryError("no more")])
+def test_errors_of_the_system_come_without_pages_of_text(error, workers):
+    images = Failing("failing", [PIXELS])
+    images.error = error
+    loader = open_loader("torch", [images], CPU, workers=workers)
+    with pytest.raises(type(error)) as caught:
+        list(loader.batches(lambda step: Wanted((np.array([step]),)), 0, 20))
+    assert str(caught.value) == str(error)
+    assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
+
+
 class Deadly(ArrayImages):
     """Ends the process that reads image 7."""
 
