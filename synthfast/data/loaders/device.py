@@ -74,7 +74,7 @@ class ResidentLoader(Loader):
 
 
 class MappedLoader(ReadingLoader):
-    """Sets that stay where they are, such as arrays in the memory of the CPU: their bytes are gathered into a batch, which is then
+    """Sets that stay where they are, such as arrays in memory: their bytes are gathered into a batch, which is then
     augmented in one pass."""
 
     kind = "device"
