@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,17 +46,19 @@ class TorchLoader(Loader):
                 asked.append(plan(number))
                 yield list(asked[-1].items)
 
-        data = DataLoader(
-            _Bytes(self.sets),
-            batch_sampler=_Endless(indices()),  # in our order
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # else a seed is drawn from the global one
-            # Arrays would be copied to processes that are started otherwise.
-            multiprocessing_context=_context() if self.workers else None,
-        )
-        running = [_started(data) if self.workers else iter(data)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than CPUs, as was asked for
+            data = DataLoader(
+                _Bytes(self.sets),
+                batch_sampler=_Endless(indices()),  # in our order
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_ignore_interrupts,
+                generator=torch.Generator(),  # else a seed is drawn from the global one
+                # Arrays would be copied to processes that are started otherwise.
+                multiprocessing_context=_context() if self.workers else None,
+            )
+            running = [_started(data) if self.workers else iter(data)]
 
         def read(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
             with _worker_errors():

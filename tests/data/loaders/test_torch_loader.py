@@ -177,6 +177,13 @@ def test_a_worker_opens_tars_anew(made, monkeypatch):
     assert images._handles.keys() == handles.keys() and not set(images._handles.values()) & set(handles.values())
 
 
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cpus_are_no_warning(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    loader = open_loader("torch", [ArrayImages("toy", [PIXELS])], CPU, workers=2)
+    assert len(list(loader.batches(lambda step: Wanted((np.array([step]),)), 0, 5))) == 5
+
+
 class Collecting(ArrayImages):
     """Collects garbage whenever it is read."""
 
