@@ -84,8 +84,8 @@ class MapStyle(ImageSet):
     """A map-style data set of PyTorch as a set of images.
 
     Args:
-        dataset: ``dataset[i]`` is an image or a tuple that begins with one: a PIL image, uint8 [H, W] or [H, W, C] as an array,
-            or [C, H, W] as a tensor.
+        dataset: ``dataset[i]`` is an image or a tuple that begins with one: a PIL image (L or RGB), uint8 [H, W] or [H, W, C] as
+            an array, or [C, H, W] as a tensor.
         labels: integers [n]; by default ``dataset.targets``, as torchvision's sets have it, and none where there is none.
         classes: number of classes, see :class:`synthfast.data.ImageSet`.
     """
@@ -121,7 +121,11 @@ class MapStyle(ImageSet):
 
 def _pixels(sample: Any) -> np.ndarray:
     """uint8 [H, W, C]."""
+    from PIL import Image
+
     image = sample[0] if isinstance(sample, (tuple, list)) else sample
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):  # such as a palette's numbers
+        raise ValueError(f"expected a PIL image of mode L or RGB, found {image.mode}")
     pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.dim() == 3 else np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(f"expected uint8 pixels of 2 or 3 dimensions, found {pixels.dtype} {list(pixels.shape)}")

@@ -87,6 +87,15 @@ def test_an_image_that_cannot_be_read_is_named(item, words, workers, capfd):
     assert not multiprocessing.active_children() and capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("mode", ["P", "1", "RGBA", "CMYK", "HSV"])
+def test_pil_images_that_are_neither_grey_nor_rgb_are_refused(mode):
+    """Their bytes would pass for grey or RGB."""
+    for first in (0, 1):
+        with pytest.raises((ValueError, SynthfastError), match=rf"expected a PIL image of mode L or RGB, found {mode}"):
+            images = MapStyle(Samples(lambda item, first=first: Image.new(mode if item == first else "RGB", (5, 6))))
+            images.read(np.array([1]))
+
+
 def test_a_set_that_is_no_image_at_all():
     for sample in (np.zeros((3, 3)), np.zeros(4, np.uint8)):
         with pytest.raises(ValueError, match="expected uint8 pixels of 2 or 3 dimensions"):
