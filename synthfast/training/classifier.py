@@ -232,7 +232,7 @@ class _Job(Job):
                 else:
                     found = attack.run(network, x, y, torch.from_numpy(items).to(ranks.device))
                     right += int(found.fooled.logical_not().sum())
-        return ranks.mean(right) * ranks.world_size / len(images)
+        return round(ranks.mean(right) * ranks.world_size) / len(images)
 
     def _checkpoint(self, step: int) -> None:
         """Weights if they are the best so far, and the state, last, so that a kill in between repeats this checkpoint."""
