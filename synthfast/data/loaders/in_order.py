@@ -68,7 +68,9 @@ class InOrder:
         try:
             (found,) = self._pipeline.run()
         except RuntimeError as error:
-            raise explained(error, [(self._images, self._items[first : first + 3 * self._batch_size])]) from error
+            asked = self._items[first : first + 3 * self._batch_size]
+            self._items = self._items[:0]  # running it again would crash
+            raise explained(error, [(self._images, asked)]) from error
         pixels = torch.empty((self._batch_size, *self._images.shape), dtype=torch.uint8, device=self._device)
         copy_out(found.as_tensor(), pixels)  # the last batch is filled up
         self._given += 1

@@ -142,7 +142,11 @@ def test_a_damaged_image_of_a_tar_is_named(made, write, tmp_path, codec, way):
             loader = open_loader("dali", [images], CPU, Augment(0, 1, True), workers=1)
             list(loader.batches(lambda step: Wanted((np.arange(step, step + 4),), np.arange(4)), 20, 40))
         else:
-            list(InOrder(images, 7, CPU, threads=1))
+            batches = InOrder(images, 7, CPU, threads=1)
+            try:
+                list(batches)
+            finally:
+                assert list(batches) == []
     assert "\n" not in str(caught.value)
 
 
