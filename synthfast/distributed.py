@@ -34,11 +34,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 @contextlib.contextmanager
-def _others() -> Iterator[None]:
-    """Around what needs the other ranks: gloo and NCCL report one that has ended as a RuntimeError of many words."""
+def _others(only: bool = True) -> Iterator[None]:
+    """Around what needs the other ranks: gloo and NCCL report one that has ended as a RuntimeError of many words.
+
+    ``only``: whether nothing else can raise one here.
+    """
     try:
         yield
     except RuntimeError as error:
+        if not (only or isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
         reason = str(error).partition("\n")[0]
         raise SynthfastError(f"another rank has ended or cannot be reached; look for its message ({reason})") from error
 
@@ -100,6 +105,11 @@ class Ranks:
         if self.world_size > 1:
             with _others():
                 dist.all_reduce(torch.zeros(1))
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Around work in which tensors go from rank to rank, such as a backward pass: a rank that has ended is a SynthfastError,
+        other errors stay what they are."""
+        return _others(only=False) if self.world_size > 1 else contextlib.nullcontext()
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's ``value``, a small picklable object of our own, on every rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -43,14 +43,29 @@ def in_order(make: Callable[[Part], Done], parts: Iterable[Part], threads: int) 
 
 
 def prefetch(make: Callable[[int], Done], first: int, last: int, ahead: int = 2) -> Generator[Done, None, None]:
-    """``make(first)`` to ``make(last - 1)`` in order, computed by one background thread up to ``ahead`` items early."""
+    """``make(first)`` to ``make(last - 1)`` in order, computed by one background thread up to ``ahead`` items early.
+
+    Once it has failed ``make`` is not called again: what it uses may be broken.
+    """
+    failed = False
+
+    def made(step: int) -> Done:
+        nonlocal failed
+        if failed:
+            raise CancelledError
+        try:
+            return make(step)
+        except BaseException:
+            failed = True
+            raise
+
     with ThreadPoolExecutor(1) as pool:
         waiting: collections.deque[Future[Done]] = collections.deque()
         step = first
         try:
             while waiting or step < last:
                 while step < last and len(waiting) <= ahead:
-                    waiting.append(pool.submit(make, step))
+                    waiting.append(pool.submit(made, step))
                     step += 1
                 yield waiting.popleft().result()
         finally:

@@ -110,3 +110,21 @@ def test_a_reader_that_stops_early_leaves_no_thread():
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_what_has_failed_is_not_called_again():
+    """DALI's pipelines crash where they are run again."""
+    asked = []
+
+    def make(step):
+        asked.append(step)
+        if step == 2:
+            raise ValueError("broken")
+        return step
+
+    items = prefetch(make, 0, 9)
+    assert [next(items), next(items)] == [0, 1]
+    time.sleep(0.2)  # the next ones have been made
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+    assert asked == [0, 1, 2]

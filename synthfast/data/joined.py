@@ -20,10 +20,14 @@ class Joined(ImageSet):
         for part in parts[1:]:
             if part.shape != first.shape:
                 shapes = ["x".join(map(str, images.shape)) for images in (first, part)]
-                raise UsageError(f"{part.name}: expected images {shapes[0]} as in {first.name}, found {shapes[1]}")
+                raise UsageError(
+                    f"{part.name}: expected images {shapes[0]} as in {first.name}, found {shapes[1]}; leave it out"
+                )
             if part.classes != first.classes:
                 classes = ["no classes" if x.classes is None else f"{x.classes} classes" for x in (first, part)]
-                raise UsageError(f"{part.name}: expected {classes[0]} as in {first.name}, found {classes[1]}")
+                raise UsageError(
+                    f"{part.name}: expected {classes[0]} as in {first.name}, found {classes[1]}; leave it out"
+                )
         labels = None if first.labels is None else np.concatenate([part.labels for part in parts])
         super().__init__(name, first.shape, int(self.ends[-1]), labels, first.classes, first.class_names)
         self.lossy = any(part.lossy for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -222,15 +223,16 @@ class _Job(Job):
 
         mine, right = np.arange(ranks.rank, len(images), ranks.world_size), 0
         parts = [mine[first : first + config.batch_size] for first in range(0, len(mine), config.batch_size)]
-        read = stream(images, parts, ranks.device, Augment(), kind=config.loader, workers=config.workers)
-        for items, (x, y) in zip(parts, read, strict=True):
-            assert y is not None
-            if attack is None:
-                right += int((network(x).argmax(1) == y).sum())
-            else:
-                found = attack.run(network, x, y, torch.from_numpy(items).to(ranks.device))
-                right += int(found.fooled.logical_not().sum())
-        return ranks.mean(right) * ranks.world_size / len(images)
+        batches = stream(images, parts, ranks.device, Augment(), kind=config.loader, workers=config.workers)
+        with contextlib.closing(batches):
+            for items, (x, y) in zip(parts, batches, strict=True):
+                assert y is not None
+                if attack is None:
+                    right += int((network(x).argmax(1) == y).sum())
+                else:
+                    found = attack.run(network, x, y, torch.from_numpy(items).to(ranks.device))
+                    right += int(found.fooled.logical_not().sum())
+        return round(ranks.mean(right) * ranks.world_size) / len(images)
 
     def _checkpoint(self, step: int) -> None:
         """Weights if they are the best so far, and the state, last, so that a kill in between repeats this checkpoint."""

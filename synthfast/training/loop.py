@@ -109,7 +109,7 @@ class Job(ABC):
         """The steps that are left; returns the mean loss of the last ones (NaN if none is left)."""
         with exclusive(self.folder, self.first_step, self.ranks):
             batches = self.loader.batches(self._wanted, self.first_step, self.config.steps)
-            with contextlib.closing(batches):
+            with contextlib.closing(batches), self.ranks.together():
                 return self._steps(network, batches, report)
 
     def _steps(self, network: nn.Module, batches: Iterable[Batch], report: Callable[[Progress], None] | None) -> float:

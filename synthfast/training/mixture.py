@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Sequence
@@ -242,13 +243,13 @@ def _pseudo_labelled(
                 )
             key = hashlib.sha256(repr((description["sha256"], fingerprints, number, len(images))).encode())
             path = Path(config.out) / f"pseudo-labels-{key.hexdigest()[:16]}.safetensors"
-            labels = _labels(attacked, images, path, ranks)
+            labels = _labels(attacked, images, path, config, ranks)
             images = Chosen(images, np.arange(len(images)), labels, description["classes"])
         labelled.append(images)
     return description["sha256"], labelled
 
 
-def _labels(network: Any, images: ImageSet, path: Path, ranks: Ranks) -> np.ndarray:
+def _labels(network: Any, images: ImageSet, path: Path, config: ClassifierConfig, ranks: Ranks) -> np.ndarray:
     """The class with the highest logit for each image: int64 [n]; kept in a file, so that a resumed run reads it."""
     make_checkpoint_folder(path.parent, "classifier")
     ranks.barrier()
@@ -257,8 +258,9 @@ def _labels(network: Any, images: ImageSet, path: Path, ranks: Ranks) -> np.ndar
     labels = torch.full((len(images),), -1)
     first_ones = range(0, len(images), _LABEL_BATCH)[ranks.rank :: ranks.world_size]
     parts = [np.arange(first, min(first + _LABEL_BATCH, len(images))) for first in first_ones]
-    with torch.no_grad():
-        for items, (x, _) in zip(parts, stream(images, parts, ranks.device, Augment()), strict=True):
+    batches = stream(images, parts, ranks.device, Augment(), kind=config.loader, workers=config.workers)
+    with torch.no_grad(), contextlib.closing(batches):
+        for items, (x, _) in zip(parts, batches, strict=True):
             logits = network(x)
             if not bool(logits.isfinite().all()):
                 raise SynthfastError(

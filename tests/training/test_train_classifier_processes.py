@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from synthfast.artifacts import load_tensors
 from synthfast.data import ShardFolder, open_images
@@ -117,10 +118,10 @@ class watched_reads:
         classifier.Mixture.wanted = self.real
 
 
-def launch(command):
+def launch(command, **environment):
     return subprocess.Popen(
         [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -168,6 +169,12 @@ def test_killed_and_started_again_gives_the_same_weights(fit, same_results, tmp_
     assert not list(folder.glob(".tmp-*"))
 
 
+def unused_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """The folder of the runs on two ranks, and what each rank told."""
@@ -180,10 +187,7 @@ def two_ranks(tmp_path_factory):
         folder.finish()
     script = out / "train.py"
     script.write_text(TWO_RANKS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", unused_port()]
     finish(launch([*torchrun, str(script), str(Path(__file__).parent), str(out), str(synthetic)]))
     return out, [json.loads((out / f"told-{rank}.json").read_text()) for rank in range(2)]
 
@@ -222,3 +226,32 @@ def test_the_statistics_of_batch_norm_are_those_of_both_ranks(fit, two_ranks, tm
     torch.testing.assert_close(two["features.1.running_mean"], one["features.1.running_mean"], rtol=0, atol=1e-6)
     assert one["features.1.running_mean"].abs().max() > 0.01
     torch.testing.assert_close(two["features.1.running_var"], one["features.1.running_var"], rtol=0.01, atol=0)
+
+
+def test_a_rank_that_fails_is_a_line_of_each(tmp_path):
+    """One meets a damaged image, the other waits for it in a step."""
+    for number in range(40):
+        path = tmp_path / "files" / str(number % 4) / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    command = ["-m", "synthfast", "train", "classifier", "--dataset", f"folder:{tmp_path / 'files'}", "--device", "cpu"]
+    command += [
+        "--loader",
+        "torch",
+        "--workers",
+        "0",
+        "--steps",
+        "20",
+        "--batch-size",
+        "4",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": unused_port()}
+    ranks = [launch(command, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1] and all(output.count("\n") == 1 for output in outputs), outputs
+    told = sorted((output.partition(": ")[2] for output in outputs), key=lambda words: words.startswith("another"))
+    assert told[0].startswith(f"{path}: not a readable image")
+    assert told[1].startswith("another rank has ended or cannot be reached; look for its message (")

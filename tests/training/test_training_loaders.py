@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from synthfast.artifacts import load_checkpoint
 from synthfast.data import ShardFolder, ShardSet, open_images
+from synthfast.data.loaders import stream
 from synthfast.data.selection import write_selection
 from synthfast.errors import SynthfastError, UsageError
+from synthfast.models.classifiers import load_classifier
+from synthfast.training import classifier, mixture
 
 LOADERS = {"device": {}, "dali": {"workers": 1}, "torch": {"workers": 0}, "workers": {"loader": "torch", "workers": 1}}
 
@@ -125,6 +131,39 @@ def test_pseudo_labels(fit, sets, same_results, tmp_path, name):
     for loader in ("device", name):
         fit(tmp_path / loader, **options, **options_of(loader))
     assert same_results(tmp_path / "device", tmp_path / name)
+
+
+def test_pseudo_labels_come_by_the_loader_that_was_named_and_failures_leave_no_process(
+    fit, sets, tmp_path, monkeypatch
+):
+    fit(tmp_path / "labeller", steps=1)
+    kinds = []
+
+    def watched(*args, **kwargs):
+        kinds.append((kwargs.get("kind"), kwargs.get("workers")))
+        return stream(*args, **kwargs)
+
+    def broken(_):
+        model = load_classifier(tmp_path / "labeller", torch.device("cpu"))[0]
+        return lambda x: model(x) * float("nan")
+
+    monkeypatch.setattr(mixture, "stream", watched)
+    monkeypatch.setattr(mixture, "freeze", broken)
+    options = {"synthetic": (sets["bare"],), "pseudo_labels": str(tmp_path / "labeller"), **options_of("workers")}
+    with pytest.raises(SynthfastError, match="expected finite logits, found NaN") as caught:
+        fit(tmp_path / "run", **options)
+    assert kinds == [("torch", 1)] and not multiprocessing.active_children() and caught
+
+
+def test_a_validation_that_fails_leaves_no_process(fit, sets, tmp_path, monkeypatch):
+    def fail(*_):
+        raise Stopped
+
+    monkeypatch.setattr(classifier.PGD, "run", fail)
+    options = {"dataset": sets["files"], "method": "pgd", "validation": 40, "steps": 1, **options_of("workers")}
+    with pytest.raises(Stopped) as caught:
+        fit(tmp_path / "run", **options)
+    assert len(caught.traceback) and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("name", ["dali", "torch", "workers"])

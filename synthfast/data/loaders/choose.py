@@ -36,7 +36,7 @@ def open_loader(
             else torch. Shards of png are decoded by threads of this process, which is faster than DALI.
         sets, device, augment: see :class:`Loader`.
         workers: processes of torch, threads of dali; if not given one for each CPU, and none for torch where a thread is enough.
-        once: the images are wanted once, so that auto copies no set to the device.
+        once: the images are wanted once, so that auto and device copy no set into the device's memory.
 
     Raises:
         UsageError: a loader that is not installed, or sets that are not for it.
@@ -44,7 +44,7 @@ def open_loader(
     if kind == "auto":
         kind = _fastest(sets, device, once)
     if kind == "device":
-        return open_device(sets, device, augment)
+        return open_device(sets, device, augment, once=once)
     if kind == "dali":
         return DaliLoader(sets, device, augment, workers)
     if kind == "torch":

@@ -21,7 +21,15 @@ from synthfast.data.images import ImageSet
 from synthfast.data.loaders.base import Augment, Batches, Loader, Plan, Wanted, cpus_of_rank, read_bytes
 from synthfast.data.loaders.encoded import encoded_images, plain_images
 from synthfast.data.loaders.in_order import InOrder
-from synthfast.data.loaders.pipelines import AHEAD, copy_out, decode_files, explained, import_dali, make_pipeline
+from synthfast.data.loaders.pipelines import (
+    AHEAD,
+    copy_out,
+    decode_files,
+    explained,
+    import_dali,
+    make_pipeline,
+    refusals,
+)
 from synthfast.data.shards.shard_set import ShardSet
 from synthfast.errors import UsageError
 from synthfast.parallel import prefetch
@@ -167,6 +175,7 @@ def _merged(flows: Sequence[_Flow], found: Sequence[Tensor], wanted: Wanted) -> 
     return torch.cat([parts[k] for k in sorted(parts)])
 
 
+@refusals()
 def _pipeline(loader: DaliLoader, decode: bool, batch_size: int, source: Iterator[tuple[Any, ...]]) -> Any:
     """A pipeline from what ``source`` yields to the bytes of images, cropped and mirrored."""
     augment, dali = loader.augment or Augment(), import_dali()

@@ -74,18 +74,24 @@ class ResidentLoader(Loader):
 
 
 class MappedLoader(ReadingLoader):
-    """Several arrays in the memory of the CPU: their bytes are gathered into a batch, which is then augmented in one pass."""
+    """Sets that stay where they are, such as arrays in memory: their bytes are gathered into a batch, which is then
+    augmented in one pass."""
 
     kind = "device"
 
 
-def open_device(sets: Sequence[ImageSet], device: torch.device, augment: Augment | None = None) -> Loader:
-    """The loader ``device``; UsageError where the images do not fit into the free memory."""
+def open_device(
+    sets: Sequence[ImageSet], device: torch.device, augment: Augment | None = None, *, once: bool = False
+) -> Loader:
+    """The loader ``device``; UsageError where the images do not fit into the free memory. Sets that are wanted ``once`` stay
+    where they are."""
     if device.type == "cpu" and all(map(in_arrays, sets)):
         found = [_single_array(images) for images in sets]
         if len(found) == 1 and found[0] is not None:
             array, items = found[0]
             return ResidentLoader(sets, device, augment, rows=_tensor(array), places=[0 if items is None else items])
+        return MappedLoader(sets, device, augment)
+    if once:
         return MappedLoader(sets, device, augment)
     problem = does_not_fit(sets, device)
     if problem is not None:

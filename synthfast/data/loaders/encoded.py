@@ -89,15 +89,17 @@ def _plain_png(data: bytes, shape: Shape) -> bool:
 def _plain_jpg(data: bytes, shape: Shape) -> bool:
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return False
-    at = 2
+    at, framed = 2, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _BARE:
             at += 2
             continue
         if marker in _FRAMES:
-            return at + 10 <= len(data) and struct.unpack_from(">BHHB", data, at + 4) == (8, *shape)
-        if marker == 0xDA:  # pixels before any frame
-            return False
+            if framed or at + 10 > len(data) or struct.unpack_from(">BHHB", data, at + 4) != (8, *shape):
+                return False
+            framed = True
+        if marker == 0xDA:  # pixels
+            return framed
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False

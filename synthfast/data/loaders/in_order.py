@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from synthfast.data.loaders.base import cpus_of_rank
-from synthfast.data.loaders.pipelines import copy_out, decode_files, explained, import_dali, make_pipeline
+from synthfast.data.loaders.pipelines import copy_out, decode_files, explained, import_dali, make_pipeline, refusals
 from synthfast.data.shards.shard_set import ShardSet
-from synthfast.errors import SynthfastError
+from synthfast.errors import SynthfastError, UsageError
 
-_STATE = struct.Struct("<qqq")  # batches given, images of the set, images of a batch
+_STATE = struct.Struct("<qqqqq")  # batches given, images of the set, images of a batch, rank, ranks
 
 
 class InOrder:
@@ -30,7 +30,7 @@ class InOrder:
         state: goes on where another iterator over the same images, with the same arguments, gave :meth:`state`.
 
     Raises:
-        UsageError: DALI is not installed.
+        UsageError: DALI is not installed, or there are more ranks than images.
         SynthfastError: an image cannot be read, or the state is of another pass.
     """
 
@@ -46,6 +46,11 @@ class InOrder:
         state: bytes | None = None,
     ) -> None:
         self._images, self._batch_size, self._device = images, batch_size, device
+        if len(images) < world_size:  # which DALI refuses
+            raise UsageError(
+                f"{images.name}: expected at least one image for each of the {world_size} ranks, found {len(images)}; start fewer"
+            )
+        self._facts = (len(images), batch_size, rank, world_size)
         # As DALI cuts a set.
         first, last = (len(images) * part // world_size for part in (rank, rank + 1))
         self._items = np.arange(first, last)
@@ -63,7 +68,9 @@ class InOrder:
         try:
             (found,) = self._pipeline.run()
         except RuntimeError as error:
-            raise explained(error, [(self._images, self._items[first : first + 3 * self._batch_size])]) from error
+            asked = self._items[first : first + 3 * self._batch_size]
+            self._items = self._items[:0]  # running it again would crash
+            raise explained(error, [(self._images, asked)]) from error
         pixels = torch.empty((self._batch_size, *self._images.shape), dtype=torch.uint8, device=self._device)
         copy_out(found.as_tensor(), pixels)  # the last batch is filled up
         self._given += 1
@@ -71,18 +78,18 @@ class InOrder:
 
     def state(self) -> bytes:
         """Where the iterator is: about 500 bytes."""
-        header = _STATE.pack(self._given, len(self._images), self._batch_size)
-        return header + self._pipeline.checkpoint()
+        return _STATE.pack(self._given, *self._facts) + self._pipeline.checkpoint()
 
-    def _parsed(self, state: bytes) -> tuple[int, str]:
+    def _parsed(self, state: bytes) -> tuple[int, bytes]:
         try:
             given, *rest = _STATE.unpack_from(state)
         except struct.error:
             rest = []
-        if rest != [len(self._images), self._batch_size]:
+        if rest != list(self._facts):
             raise SynthfastError(f"{self._images.name}: the state is of another pass over images; begin anew")
         return given, state[_STATE.size :]
 
+    @refusals()
     def _build(self, rank: int, world_size: int, threads: int, checkpoint: Any) -> Any:
         images, fn = self._images, import_dali().fn
         pipeline = make_pipeline(
@@ -100,5 +107,10 @@ class InOrder:
                 name="Reader",
             )
             pipeline.set_outputs(decode_files(files, images.shape, self._device))
-        pipeline.build()
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            if "checkpoint" not in str(error):
+                raise
+            raise SynthfastError(f"{images.name}: the state is damaged; begin anew") from error
         return pipeline

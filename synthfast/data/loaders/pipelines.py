@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,17 @@ def make_pipeline(batch_size: int, threads: int, device: torch.device, **options
     return import_dali().Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=AHEAD, **options
     )
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Around a function that makes a pipeline: DALI refuses where, for one, its CUDA is not for the machine's driver."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise SynthfastError(
+            f"--loader dali: DALI makes no pipeline ({_reason(error)}); take --loader torch"
+        ) from error
 
 
 def decode_files(files: Any, shape: tuple[int, int, int], device: torch.device) -> Any:
@@ -69,5 +81,8 @@ def explained(error: RuntimeError, asked: Sequence[tuple[ImageSet, np.ndarray]])
             except SynthfastError as found:
                 return found
     names = ", ".join(dict.fromkeys(images.name for images, _ in asked))
-    reason = " ".join(str(error).rpartition("encountered:")[2].split())[:160]
-    return SynthfastError(f"{names}: DALI cannot read an image that others can ({reason}); take --loader torch")
+    return SynthfastError(f"{names}: DALI cannot read an image that others can ({_reason(error)}); take --loader torch")
+
+
+def _reason(error: RuntimeError) -> str:
+    return " ".join(str(error).rpartition("encountered:")[2].split())[:160]

@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,21 +46,26 @@ class TorchLoader(Loader):
                 asked.append(plan(number))
                 yield list(asked[-1].items)
 
-        data = DataLoader(
-            _Bytes(self.sets),
-            batch_sampler=_Endless(indices()),  # in our order
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupts,
-            # Arrays would be copied to processes that are started otherwise.
-            multiprocessing_context=_context() if self.workers else None,
-        )
-        running = [_started(data) if self.workers else iter(data)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="This DataLoader will create"
+            )  # more workers than CPUs, as was asked for
+            data = DataLoader(
+                _Bytes(self.sets),
+                batch_sampler=_Endless(indices()),  # in our order
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_ignore_interrupts,
+                generator=torch.Generator(),  # else a seed is drawn from the global one
+                # Arrays would be copied to processes that are started otherwise.
+                multiprocessing_context=_context() if self.workers else None,
+            )
+            running = [_started(data) if self.workers else iter(data)]
 
         def read(_: int) -> tuple[Wanted, Tensor, Tensor | None]:
             with _worker_errors():
                 pixels = next(running[0])
-            if isinstance(pixels, SynthfastError):
+            if isinstance(pixels, Exception):
                 raise pixels
             wanted = asked.popleft()
             return wanted, self._pinned(pixels), self._labels(wanted)
@@ -78,8 +84,8 @@ class MapStyle(ImageSet):
     """A map-style data set of PyTorch as a set of images.
 
     Args:
-        dataset: ``dataset[i]`` is an image or a tuple that begins with one: a PIL image, uint8 [H, W] or [H, W, C] as an array,
-            or [C, H, W] as a tensor.
+        dataset: ``dataset[i]`` is an image or a tuple that begins with one: a PIL image (L or RGB), uint8 [H, W] or [H, W, C] as
+            an array, or [C, H, W] as a tensor.
         labels: integers [n]; by default ``dataset.targets``, as torchvision's sets have it, and none where there is none.
         classes: number of classes, see :class:`synthfast.data.ImageSet`.
     """
@@ -115,7 +121,11 @@ class MapStyle(ImageSet):
 
 def _pixels(sample: Any) -> np.ndarray:
     """uint8 [H, W, C]."""
+    from PIL import Image
+
     image = sample[0] if isinstance(sample, (tuple, list)) else sample
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):  # such as a palette's numbers
+        raise ValueError(f"expected a PIL image of mode L or RGB, found {image.mode}")
     pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.dim() == 3 else np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(f"expected uint8 pixels of 2 or 3 dimensions, found {pixels.dtype} {list(pixels.shape)}")
@@ -131,12 +141,12 @@ class _Bytes(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self._sets))
 
-    def __getitems__(self, items: list[np.ndarray]) -> Tensor | SynthfastError:
-        """uint8 [n, H, W, C]; an error comes back as it is, because DataLoader would wrap it in pages of text."""
+    def __getitems__(self, items: list[np.ndarray]) -> Tensor | Exception:
+        """uint8 [n, H, W, C]; an error that is told in a line comes back, because DataLoader would wrap it in pages of text."""
         try:
             return read_bytes(self._sets, items)
-        except SynthfastError as error:
-            return type(error)(str(error))
+        except (SynthfastError, OSError, MemoryError) as error:
+            return error
 
 
 class _Endless:

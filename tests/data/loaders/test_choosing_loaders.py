@@ -11,7 +11,7 @@ from PIL import Image
 
 from synthfast.config.fields import LOADERS
 from synthfast.data import open_images
-from synthfast.data.loaders import choose, open_loader, stream
+from synthfast.data.loaders import choose, device, open_loader, stream
 from synthfast.errors import UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -84,3 +84,13 @@ def test_a_set_that_is_read_once(made, kind):
         True
     ] * 3
     assert list(stream(images, [], CPU, kind=kind)) == []
+
+
+def test_a_set_that_is_read_once_is_not_copied_into_memory(made, monkeypatch):
+    """A run that validates must not fail at its first checkpoint because the training has taken the memory since."""
+    monkeypatch.setattr(device, "free_memory", lambda device: 1000)
+    images, batches = made("jpg"), [np.arange(9, 30), np.arange(25)]
+    with pytest.raises(UsageError, match=r"^--loader device: the images take "):
+        open_loader("device", [images], CPU)
+    found = list(stream(images, batches, CPU, kind="device"))
+    assert all(np.array_equal(batch.images, images.read(items)) for batch, items in zip(found, batches, strict=True))

@@ -11,7 +11,7 @@ import torch
 from synthfast.data import ArrayImages, ShardSet
 from synthfast.data.loaders import Augment, Wanted, open_loader, stream
 from synthfast.data.loaders.dali import draw_crops
-from synthfast.data.loaders.in_order import InOrder
+from synthfast.data.loaders.in_order import _STATE, InOrder
 from synthfast.errors import SynthfastError, UsageError
 from synthfast.ops import reference_data
 
@@ -69,6 +69,32 @@ def test_the_state_of_another_pass_is_refused(made):
             InOrder(images, size, CPU, threads=1, state=given)
 
 
+@pytest.mark.parametrize("other", [(1, 2), (0, 1), (0, 3)])
+def test_the_state_of_another_rank_is_refused(made, other):
+    """Of another number of ranks too: it would leave images out."""
+    first = InOrder(made("jpg"), 8, CPU, rank=0, world_size=2, threads=1)
+    next(first)
+    with pytest.raises(SynthfastError, match=r"images: the state is of another pass over images; begin anew$"):
+        InOrder(made("jpg"), 8, CPU, rank=other[0], world_size=other[1], threads=1, state=first.state())
+
+
+@pytest.mark.parametrize("cut", [-1, -60, "all"])
+def test_a_damaged_state_is_one_line(made, cut):
+    state = InOrder(made("jpg"), 8, CPU, threads=1).state()
+    cut = _STATE.size if cut == "all" else cut
+    with pytest.raises(SynthfastError, match=r"images: the state is damaged; begin anew$"):
+        InOrder(made("jpg"), 8, CPU, threads=1, state=state[:cut])
+
+
+def test_more_ranks_than_images_are_refused(made):
+    for rank in (0, 60):
+        with pytest.raises(
+            UsageError, match=r"images: expected at least one image for each of the 61 ranks, found 60; "
+        ):
+            InOrder(made("jpg"), 8, CPU, rank=rank, world_size=61, threads=1)
+    assert [len(list(InOrder(made("jpg"), 8, CPU, rank=rank, world_size=60, threads=1))) for rank in (0, 59)] == [1, 1]
+
+
 def test_sets_that_are_read_through_are_read_by_dalis_own_reader(made, monkeypatch):
     images, passes = made("jpg"), []
     real = InOrder.__init__
@@ -116,7 +142,11 @@ def test_a_damaged_image_of_a_tar_is_named(made, write, tmp_path, codec, way):
             loader = open_loader("dali", [images], CPU, Augment(0, 1, True), workers=1)
             list(loader.batches(lambda step: Wanted((np.arange(step, step + 4),), np.arange(4)), 20, 40))
         else:
-            list(InOrder(images, 7, CPU, threads=1))
+            batches = InOrder(images, 7, CPU, threads=1)
+            try:
+                list(batches)
+            finally:
+                assert list(batches) == []
     assert "\n" not in str(caught.value)
 
 
@@ -128,6 +158,21 @@ def test_what_dali_alone_refuses_is_said_so(made, monkeypatch):
     ) as e:
         open_loader("dali", [images], CPU, workers=1).batch(Wanted((np.arange(4),)))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("way", ["shuffled", "in order"])
+def test_a_pipeline_that_cannot_be_made_is_one_line(made, monkeypatch, way):
+    def refuse(self):
+        raise RuntimeError("Critical error when building pipeline:\nencountered:\n\nCUDA driver is\ntoo old")
+
+    monkeypatch.setattr(dali.Pipeline, "build", refuse)
+    with pytest.raises(
+        SynthfastError, match=r"^--loader dali: DALI makes no pipeline \(CUDA driver is too old\); take --loader torch$"
+    ):
+        if way == "shuffled":
+            open_loader("dali", [made("png")], CPU, workers=1).batch(Wanted((np.arange(4),)))
+        else:
+            InOrder(made("png"), 8, CPU, threads=1)
 
 
 def test_images_of_other_channels_are_refused():

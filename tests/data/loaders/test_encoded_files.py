@@ -125,6 +125,15 @@ def test_a_changed_bit_of_a_png_is_seen(place):
     assert not is_plain(flipped(data, place % len(data)), SHAPE)
 
 
+@pytest.mark.parametrize("name", ["jpg", "jpg 4:4:4", "jpg 4:2:2", "progressive jpg", "jpg to be turned"])
+def test_a_jpg_whose_headers_end_before_its_pixels_is_seen(name):
+    data = PLAIN[name]()
+    at = next(at for at in (data.find(bytes((0xFF, frame))) for frame in (0xC0, 0xC1, 0xC2)) if at > 0)
+    after = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    for change in (b"\xff" * 30, bytes(30), data[at:after]):
+        assert not is_plain(data[:after] + change + data[after + len(change) :], SHAPE)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_bare_png_is_a_png(channels):
     with Image.open(io.BytesIO(bare_png(pixels(channels)))) as image:

@@ -112,3 +112,10 @@ def test_sets_without_labels(made, name):
     bare = ArrayImages("bare", [labelled.read(np.arange(20))])
     wanted = Wanted((np.arange(3), np.arange(4)))
     assert loader_of(name, [labelled, bare], None).batch(wanted).labels is None
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_global_random_state_stays_as_it_is(made, name):
+    before = torch.get_rng_state()
+    loader_of(name, [made("memory")], None).batch(Wanted((np.arange(3),)))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -87,10 +87,42 @@ def test_an_image_that_cannot_be_read_is_named(item, words, workers, capfd):
     assert not multiprocessing.active_children() and capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("mode", ["P", "1", "RGBA", "CMYK", "HSV"])
+def test_pil_images_that_are_neither_grey_nor_rgb_are_refused(mode):
+    """Their bytes would pass for grey or RGB."""
+    for first in (0, 1):
+        with pytest.raises((ValueError, SynthfastError), match=rf"expected a PIL image of mode L or RGB, found {mode}"):
+            images = MapStyle(Samples(lambda item, first=first: Image.new(mode if item == first else "RGB", (5, 6))))
+            images.read(np.array([1]))
+
+
 def test_a_set_that_is_no_image_at_all():
     for sample in (np.zeros((3, 3)), np.zeros(4, np.uint8)):
         with pytest.raises(ValueError, match="expected uint8 pixels of 2 or 3 dimensions"):
             MapStyle(Samples(lambda _, sample=sample: sample))
+
+
+class Failing(ArrayImages):
+    """The system fails with image 7."""
+
+    error: Exception
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        if 7 in indices:
+            raise self.error
+        return super()._read(indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error", "some.png"), MemoryError("no more")])
+def test_errors_of_the_system_come_without_pages_of_text(error, workers):
+    images = Failing("failing", [PIXELS])
+    images.error = error
+    loader = open_loader("torch", [images], CPU, workers=workers)
+    with pytest.raises(type(error)) as caught:
+        list(loader.batches(lambda step: Wanted((np.array([step]),)), 0, 20))
+    assert str(caught.value) == str(error)
+    assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
 
 
 class Deadly(ArrayImages):
@@ -152,6 +184,13 @@ def test_a_worker_opens_tars_anew(made, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert np.array_equal(images.read(np.array([0, 30, 59])), expected)
     assert images._handles.keys() == handles.keys() and not set(images._handles.values()) & set(handles.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cpus_are_no_warning(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    loader = open_loader("torch", [ArrayImages("toy", [PIXELS])], CPU, workers=2)
+    assert len(list(loader.batches(lambda step: Wanted((np.array([step]),)), 0, 5))) == 5
 
 
 class Collecting(ArrayImages):

@@ -255,9 +255,9 @@ def test_merge_keeps_the_order_given(tmp_path, write, request_values, toy, forma
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": [4, 5, 1]}, "expected images 4x5x3 as in .*, found 4x5x1"),
-        ({"classes": 8}, "expected 7 classes as in .*, found 8 classes"),
-        ({"classes": None}, "expected 7 classes as in .*, found no classes"),
+        ({"shape": [4, 5, 1]}, "expected images 4x5x3 as in .*, found 4x5x1; leave it out"),
+        ({"classes": 8}, "expected 7 classes as in .*, found 8 classes; leave it out"),
+        ({"classes": None}, "expected 7 classes as in .*, found no classes; leave it out"),
     ],
 )
 def test_sets_that_differ_are_not_merged(tmp_path, shards, write, request_values, change, message):
