@@ -106,7 +106,7 @@ def test_two_halves_of_a_set_cannot_be_told_apart():
     assert found.measured[0].training_accuracy > 0.9  # by heart, so that it is not too little training
 
 
-@pytest.mark.parametrize(("kind", "amounts"), [("blur", (0.35, 0.5, 0.9)), ("noise", (0.05, 0.15))])
+@pytest.mark.parametrize(("kind", "amounts"), [("blur", (0.4, 0.5, 0.9)), ("noise", (0.1, 0.3))])
 def test_it_grows_as_images_are_degraded_step_by_step(kind, amounts):
     values = [of_digits(FIRST, degraded(SECOND, kind, amount)).area for amount in amounts]
     for less, more in itertools.pairwise(values):
