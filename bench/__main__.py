@@ -22,7 +22,7 @@ OPERATIONS = (
     "ball_start",
 )
 CPU_OPERATIONS = ("winograd_conv3x3",)
-CPU_PIPELINES = ("frechet", "prdc", "write", "formats")
+CPU_PIPELINES = ("frechet", "prdc", "read", "write", "formats")
 # bench.pipeline.autoattack and bench.pipeline.arc take ten minutes or more and are run by themselves.
 PIPELINES = ("sample", "pgd_training_step", "bank")
 

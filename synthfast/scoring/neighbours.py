@@ -202,9 +202,8 @@ def _pairs_below(
     """Pairs (i, j, lower bound) whose lower bound is at most the limit of the row or of the column; with ``symmetric`` i < j."""
     device = rows.factors.device
     height, width = _block(device)
-    scratch = (
-        threading.local()
-    )  # blocks that are allocated anew each time cost page faults, and the allocator keeps several
+    # A thread's own blocks: allocated anew each time they cost page faults, and the allocator keeps several.
+    scratch = threading.local()
 
     def block(corner: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         top, start = corner
