@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthfast.artifacts import Lock, load_kept, save_tensors
+from synthfast.artifacts import Lock, load_kept, require_file, save_tensors
 from synthfast.data.shards.manifest import require_same
 from synthfast.distributed import Ranks
 from synthfast.errors import SynthfastError
@@ -28,7 +28,12 @@ def exclusive(folder: Path, step: int, ranks: Ranks) -> Iterator[None]:
 
     def take() -> Lock:
         lock, path = Lock(folder), folder / STATE_FILE
-        if (found := _metadata(path)["step"] if path.exists() else 0) != step:
+        try:
+            found = _metadata(path)["step"] if path.exists() else 0
+        except SynthfastError:
+            lock.close()
+            raise
+        if found != step:
             lock.close()
             raise SynthfastError(
                 f"{folder}: another process has trained here since step {step} was loaded, found step {found}; run the same "
@@ -132,6 +137,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_file(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         step, config = int(metadata["step"]), json.loads(metadata["config"])

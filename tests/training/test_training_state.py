@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def test_a_state_with_other_metadata_is_refused(tmp_path, metadata):
     with pytest.raises(SynthfastError, match="not a readable training state") as caught:
         load_state(tmp_path, CONFIG, *network())
     assert "remove it to start again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / STATE_FILE)
+    with pytest.raises(SynthfastError, match="expected a file, found a pipe"):
+        load_state(tmp_path, CONFIG, *network())
+
+
+def test_a_damaged_state_lets_go_of_the_lock(saved):
+    path = saved[0] / STATE_FILE
+    path.write_bytes(path.read_bytes()[:100])
+    with Ranks("cpu") as ranks, pytest.raises(SynthfastError, match="not a readable") as caught:
+        exclusive(saved[0], 2, ranks).__enter__()
+    with Lock(saved[0]):  # while the error, and with it everything it has seen, is held
+        assert caught
 
 
 def test_a_flipped_bit_anywhere_is_refused(saved):
