@@ -196,6 +196,10 @@ class Manifest:
     def load(cls, folder: Folder) -> Manifest:
         """Read and check ``folder``'s manifest, not the shards themselves."""
         where = str(join(folder, MANIFEST))
+        if isinstance(folder, Path) and os.path.isfile(folder):
+            raise SynthfastError(
+                f"{folder}: expected a shard folder, found a file; synthfast shards import makes one from npz files and tars"
+            )
         value = read_object(folder, MANIFEST, "shard manifest")
         version = _take(value, "format", int, where)
         newest = max(FORMATS.values())

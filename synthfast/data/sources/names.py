@@ -47,7 +47,7 @@ DEFAULT_IMAGE_SIZE = 64  # of the sets that are resized
 
 # What a path is the path of: from path, source and image size (where images are resized) to the set.
 PATHS: dict[str, Callable[[str, str, int | None], ImageSet]] = {
-    "folder": lambda path, source, image_size: open_folder(Path(path), source, image_size=image_size),
+    "folder": lambda path, source, image_size: _open_image_folder(path, source, image_size),
     "npz": lambda path, source, image_size: open_npz(Path(path), source),
     "cifar-binary": lambda path, source, image_size: open_cifar_binary(Path(path), source),
     "wds": lambda path, source, image_size: TarImages(path, source, image_size=image_size),
@@ -92,6 +92,15 @@ def open_images(
         return _open_named(name, split, data_dir or DEFAULT_DATA_DIR, download, image_size)
     _no_split(source, split)
     return _same_size(_open_path(source), image_size)
+
+
+def _open_image_folder(path: str, source: str, image_size: int | None) -> ImageSet:
+    folder = Path(path)
+    if (folder / MANIFEST).is_file() and any(folder.glob("shard-000000.*")):
+        raise UsageError(
+            f"{source}: {path} is a shard folder, of which folder: would read the preview alone; write {path}"
+        )
+    return open_folder(folder, source, image_size=image_size)
 
 
 def open_npz(path: Path, name: str) -> ImageSet:

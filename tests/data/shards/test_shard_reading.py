@@ -211,6 +211,14 @@ def test_no_manifest(tmp_path, look):
         look(tmp_path)
 
 
+@pytest.mark.parametrize("look", [ShardSet, verify, summary])
+def test_a_file_is_no_shard_folder(tmp_path, look):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"")
+    with pytest.raises(SynthfastError, match=r"a\.npz: expected a shard folder, found a file; .* import"):
+        look(path)
+
+
 def test_links_must_stay_in_the_folder(tmp_path, shards):
     path = shards / FILES[0]
     outside = tmp_path / "outside.npy"

@@ -170,3 +170,9 @@ def test_fingerprint_follows_names_sizes_and_times(tmp_path):
     renamed = open_images(f"folder:{tmp_path}").fingerprint()
     resized = open_images(f"folder:{tmp_path}", image_size=2).fingerprint()
     assert len({first, touched, renamed, resized}) == 4
+
+
+def test_a_shard_folder_is_no_image_folder(shards):
+    save(shards / "preview.png", noise(4, 5, 3))
+    with pytest.raises(UsageError, match=r"is a shard folder, .* write .*shards$"):
+        open_images(f"folder:{shards}")
