@@ -9,7 +9,6 @@ import os
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from torch.nn import functional as F
 
@@ -76,10 +75,11 @@ def test_a_frozen_bank(generator):
 
 
 def test_arc():
+    ndimage = pytest.importorskip("scipy.ndimage")
     digits = open_images("digits:test")
     order = np.random.default_rng(0).permutation(len(digits))
     first, second = Chosen(digits, order[:240]), Chosen(digits, order[240:480])
-    pixels = scipy.ndimage.gaussian_filter(second.read(np.arange(240)).astype(float), (0, 0.5, 0.5, 0))
+    pixels = ndimage.gaussian_filter(second.read(np.arange(240)).astype(float), (0, 0.5, 0.5, 0))
     blurred = ArrayImages("blurred", [np.rint(pixels).astype(np.uint8)], second.labels, second.classes)
     training = DiscriminatorSettings(
         steps=75, batch_size=32, attack_steps=3, ema=0.95, validate_every=25, patience=2, warm_patience=2
