@@ -449,9 +449,9 @@ def load_checkpoint(folder: str | os.PathLike, kind: str) -> tuple[dict[str, Any
     return config, tensors
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents; one-line error if that is not possible."""
+def make_folder(folder: Path, hint: str = "choose another --out") -> None:
+    """Make a folder and its parents; one-line error, which ends with the hint, if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise os_error(folder, error, "choose another --out") from error
+        raise os_error(folder, error, hint) from error

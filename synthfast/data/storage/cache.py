@@ -60,14 +60,14 @@ def fetch(folder: str, wanted: Wanted) -> Path:
         with contextlib.suppress(OSError):
             os.utime(path)  # used now, for the limit
         return path
-    make_folder(path.parent)
+    make_folder(path.parent, _HINT)
     _remove_stale(path.parent)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         try:
             _download(folder, wanted, temporary)
         except FileNotFoundError:  # another process that keeps the limit removed the folder while it was empty
-            make_folder(path.parent)
+            make_folder(path.parent, _HINT)
             _download(folder, wanted, temporary)
         os.replace(temporary, path)
     except OSError as error:

@@ -190,6 +190,8 @@ def _image_shape(header: NpyHeader, path: Path) -> tuple[int, int, int]:
     if header.dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
         found = f"{header.dtype} {list(header.shape)}"
         raise SynthfastError(f"{path}: 'image' must be uint8 [n, H, W] or [n, H, W, C], found {found}; convert it")
+    if shape[3] not in (1, 3):
+        raise SynthfastError(f"{path}: 'image' must be [n, H, W, C] with C 1 or 3, found {list(shape)}; convert it")
     return shape[1], shape[2], shape[3]
 
 

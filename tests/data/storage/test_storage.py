@@ -559,8 +559,8 @@ def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path,
     [file] = files_of(1)
     real, made = remote_cache.make_folder, []
 
-    def make_folder(path):
-        real(path)
+    def make_folder(path, *hint):
+        real(path, *hint)
         if not made:
             path.rmdir()
         made.append(path)
@@ -603,6 +603,14 @@ def test_a_file_without_end_is_not_fetched_to_its_end(monkeypatch, write, reques
     monkeypatch.setattr(remote_cache, "_chunks", endless)
     with pytest.raises(SynthfastError, match=f"expected {entry.bytes} bytes, found more than {entry.bytes}"):
         fetch(URL, entry)
+
+
+def test_a_cache_that_cannot_be_made_names_its_variable(tmp_path, monkeypatch, write, request_values):
+    write(URL, request_values)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SYNTHFAST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SynthfastError, match=r"file/shards/.*set SYNTHFAST_CACHE to a folder elsewhere"):
+        fetch(URL, ShardSet(URL).manifest.shards[0].parts["images"])
 
 
 def test_a_limit_that_is_no_size_is_one_line(monkeypatch, write, request_values):

@@ -198,6 +198,7 @@ PIXELS = npy_header("|u1", (3, 2, 2, 1)) + bytes(12)
         ({"image.npy": npy_header("|u1", (3, 2)) + bytes(6)}, r"found uint8 \[3, 2\]"),
         ({"image.npy": npy_header("|u1", (0, 2, 2))}, "holds no images"),
         ({"image.npy": npy_header("|u1", (3, 0, 2))}, "found uint8"),
+        ({"image.npy": npy_header("|u1", (2, 3, 4, 4)) + bytes(96)}, r"C 1 or 3, found \[2, 3, 4, 4\]"),
         ({"image.npy": npy_header("|O", (3, 2, 2)) + bytes(96)}, "plain numbers"),
         ({"image.npy": npy_header("|u1", (1 << 45, 1, 1)) + b"abc"}, f"expected {1 << 45} bytes of data, found 3"),
         ({"image.npy": b"\x80\x04pickle"}, "not a valid npy file"),
