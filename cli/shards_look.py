@@ -75,4 +75,5 @@ def verify(folder: str) -> None:
             click.echo(problem, err=True)
         sys.exit(1)
     facts = summary(folder)
-    click.echo(f"{folder}: {facts['images']:,} images in {facts['shards']:,} shards, all as the manifest says")
+    shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
+    click.echo(f"{folder}: {facts['images']:,} images in {shards}, all as the manifest says")

@@ -190,6 +190,8 @@ def _has_learned(first: Measured, sets: TrainingSets, settings: DiscriminatorSet
     Then the same training must learn a few images of each kind by heart, which any network can that learns at all.
     """
     held = len(first.outcomes.real) + len(first.outcomes.synthetic)
+    if _point(first).at_chance and first.best_step == settings.steps:  # it was still getting better
+        return False
     if learned(first.outcomes.success(), held, first.training_accuracy):
         return True
     if len(sets.real) <= _BY_HEART:
@@ -215,7 +217,7 @@ def _curve(
     curve = ArcCurve(None, units, measured, last / settings.unit, counts=sets.counts)
     if not has_learned:
         message = (
-            f"the discriminator learned nothing at eps 0 (accuracy {found[0.0].training_accuracy:.3f} on training images, "
+            f"the discriminator is under-trained at eps 0 (accuracy {found[0.0].training_accuracy:.3f} on training images, "
             f"{found[0.0].outcomes.success():.3f} on held-out images), so there is no ARC; raise --steps, or take another "
             "--discriminator"
         )

@@ -170,11 +170,13 @@ def test_a_discriminator_that_learned_nothing_is_reported_and_not_scored(known, 
     asked = known(lambda eps: 0.52, training=0.6)
     found = run()
     assert asked == [[0.0]] and found.area is None and found.value is None
-    assert "learned nothing at eps 0 (accuracy 0.600 on training images, 0.520 on held-out images)" in found.warnings[0]
+    assert "under-trained at eps 0 (accuracy 0.600 on training images, 0.520 on held-out images)" in found.warnings[0]
     result = scores(found, "l2", per_class=True)
     assert result["metrics"]["arc"] == {"value": None, "ci": None, "count": 200}
     assert result["metrics"]["arc_normalized"]["value"] is None and result["groups"] == {"class": {}}
     json.dumps(result, allow_nan=False)
+    known(lambda eps: 0.52, training=0.9, best_step=DiscriminatorSettings().steps)  # by heart, and still getting better
+    assert run().value is None
     known(lambda eps: 0.52, training=0.8)  # it has learned the training images by heart: nothing to be found
     assert run().value is not None
     monkeypatch.setattr(module, "_BY_HEART", 30)  # it learns 30 of each by heart, so that chance on all of them counts

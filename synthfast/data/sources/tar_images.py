@@ -130,16 +130,32 @@ class _Sample:
 
 
 def _find(path: str) -> list[Path]:
-    """A tar, those of a folder, or those that a pattern fits, by name."""
+    """A tar, those of a folder, or those that a pattern fits, by name; ``{0000..0146}`` counts, as webdataset has it."""
     if os.path.isfile(path):
         return [Path(path)]
     if os.path.isdir(path):
         found = [file for file in sorted(Path(path).iterdir()) if file.name.endswith(TAR_SUFFIXES) and file.is_file()]
     else:
-        found = [Path(file) for file in sorted(glob.glob(path)) if os.path.isfile(file)]
+        fitting = {pattern: sorted(filter(os.path.isfile, glob.glob(pattern))) for pattern in _expanded(path)}
+        found = [Path(file) for files in fitting.values() for file in files]
+        missing = [pattern for pattern, files in fitting.items() if not files]
+        if found and missing:
+            raise SynthfastError(f"{path}: {missing[0]} is not there, while others of the range are; check the path")
     if not found:
         raise SynthfastError(f"{path}: expected a tar file, a folder of them, or a pattern for them; check the path")
     return found
+
+
+def _expanded(path: str) -> list[str]:
+    """The patterns that a path with ranges of numbers stands for; one with more than a million is taken as it is."""
+    ranges = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}", path)
+    if ranges is None:
+        return [path]
+    first, last = ranges[1], ranges[2]
+    before, after = path[: ranges.start()], _expanded(path[ranges.end() :])
+    if not 0 < (int(last) - int(first) + 1) * len(after) <= 1_000_000:
+        return [path]
+    return [f"{before}{number:0{len(first)}}{rest}" for number in range(int(first), int(last) + 1) for rest in after]
 
 
 def _scan(tar: Path, number: int, found: _Found) -> int:

@@ -127,6 +127,21 @@ def test_a_folder_and_a_pattern_are_read_by_name(tmp_path, monkeypatch):
             np.testing.assert_array_equal(images.read(rows), PIXELS[rows])
 
 
+def test_ranges_of_numbers_are_written_out(tmp_path):
+    for k in range(11):
+        tar(tmp_path / f"part-{k // 6}-{k:02d}.tar", samples(range(k, k + 1)))
+    np.testing.assert_array_equal(open_images(f"wds:{tmp_path}/part-1-{{06..10}}.tar").labels, LABELS[6:])
+    np.testing.assert_array_equal(open_images(f"wds:{tmp_path}/part-{{0..0}}-{{00..05}}.tar").labels, LABELS[:6])
+    np.testing.assert_array_equal(open_images(f"wds:{tmp_path}/part-?-{{00..10}}.tar").labels, LABELS)
+    with pytest.raises(
+        SynthfastError, match=r"part-1-11\.tar is not there, while others of the range are; check the path$"
+    ):
+        open_images(f"wds:{tmp_path}/part-1-{{06..11}}.tar")
+    for absurd in ("{9..1}", "{0..999999999}", "{0..9999}{0..9999}", "{5..}"):
+        with pytest.raises(SynthfastError, match="expected a tar file, a folder of them, or a pattern"):
+            open_images(f"wds:{tmp_path}/part-{absurd}.tar")
+
+
 def test_another_process_opens_the_tars_itself(tmp_path):
     images = TarImages(str(tar(tmp_path / "a.tar", samples(range(11)))), "wds")
     images.read(np.array([3]))
