@@ -143,7 +143,8 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _count(root: Path, added: int) -> None:
-    """Add what was fetched to the count of all processes, and keep the limit. A count that cannot be kept is no error."""
+    """Add what was fetched to the count of all processes, and keep the limit. A count that cannot be kept is no error; one of a
+    file that another process has listed already is too high until the next listing."""
     limit = _limit()
     if limit is None and not (root / _COUNT).exists():
         return
