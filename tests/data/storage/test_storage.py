@@ -591,7 +591,9 @@ def test_several_processes_keep_one_limit(tmp_path, monkeypatch, files_of):
     assert most <= 40 + 4 * 2  # and what arrives at that moment
     counted, held = int((root / ".bytes").read_text()), 1000 * len(cached(tmp_path))
     assert held <= 40_000
-    assert held <= counted <= held + 4 * 1000  # a file may be listed before it is counted: too much, until the next listing
+    assert (
+        held <= counted <= held + 4 * 1000
+    )  # a file may be listed before it is counted: too much, until the next listing
 
 
 def test_a_file_without_end_is_not_fetched_to_its_end(monkeypatch, write, request_values):
