@@ -88,3 +88,9 @@ def test_sources_without_splits_refuse_one(tmp_path, shards):
 def test_path_of_a_shard_folder(shards):
     images = open_images(str(shards))
     assert isinstance(images, ShardSet) and images.shape == (4, 5, 3) and images.classes == 7
+
+
+@pytest.mark.parametrize("name", ["npz", "folder", "wds", "cifar-binary"])
+def test_only_shard_folders_are_read_from_urls(name):
+    with pytest.raises(UsageError, match=rf"^{name}:memory://a: expected a local path, found a URL.* fetch it first$"):
+        open_images(f"{name}:memory://a")
