@@ -85,7 +85,9 @@ def open_images(
     if colon and name in PATHS:
         _no_split(source, split)
         if "://" in tail:
-            raise UsageError(f"{source}: expected a local path, found a URL, where only shard folders are read; fetch it first")
+            raise UsageError(
+                f"{source}: expected a local path, found a URL, where only shard folders are read; fetch it first"
+            )
         return _same_size(PATHS[name](tail, source, image_size), image_size)
     if name in NAMED:
         if colon and split is not None and tail != split:
