@@ -7,7 +7,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -133,6 +133,10 @@ class Ranks:
         if failure is not None:
             raise failure
         return value
+
+    def from_first(self, do: Callable[[], Value]) -> Value:
+        """``do()`` on rank 0, its value, a small picklable object of our own, on every rank; errors as :meth:`on_first`."""
+        return cast(Value, self.broadcast(self.on_first(do)))
 
     def mean(self, value: float) -> float:
         """The mean of a number over all ranks."""

@@ -15,24 +15,25 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bench import harness
 from bench.experiments.long_run import private_bytes
 from synthfast.data import ShardFolder, ShardSet, verify
+from synthfast.data.shards.manifest import Span
 
 FOLDER = Path("runs/bench/ten-million")
 BATCH = 512
 
 
-def write(folder: ShardFolder, spans: list[Any]) -> None:
+def write(folder: ShardFolder, spans: Iterable[Span], images: np.ndarray) -> None:
+    """Shards of the first of ``images``, uint8 [shard size, H, W, C], again and again."""
     for span in spans:
         with folder.writer(span.index) as writer:
-            labels = (np.arange(span.count) + span.first) % 10
-            writer.append(np.zeros((span.count, 1, 1, 1), np.uint8), labels)
+            writer.append(images[: span.count], (np.arange(span.count) + span.first) % 10)
             writer.commit()
 
 
@@ -43,10 +44,7 @@ def pixels(shard_size: int, count: int = 200_000) -> dict[str, float]:
     images = np.random.default_rng(0).integers(0, 256, (request["shard_size"], 32, 32, 3), np.uint8)
     begin = time.perf_counter()
     with ShardFolder.create_or_resume(FOLDER, request) as folder:
-        for span in folder.pending():
-            with folder.writer(span.index) as writer:
-                writer.append(images[: span.count], np.arange(span.count) % 10)
-                writer.commit()
+        write(folder, folder.pending(), images)
         folder.finish()
     written = time.perf_counter()
     problems = verify(FOLDER)
@@ -64,6 +62,7 @@ def main() -> None:
     harness.prepare(options)
     shutil.rmtree(FOLDER, ignore_errors=True)
     request = {"n": options.n, "shape": [1, 1, 1], "classes": 10, "shard_size": options.shard_size}
+    blank = np.zeros((options.shard_size, 1, 1, 1), np.uint8)
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
 
@@ -77,13 +76,13 @@ def main() -> None:
         spans = list(folder.pending())
         lap("starting")
         half = len(spans) // 2
-        write(folder, spans[:half])
+        write(folder, spans[:half], blank)
         lap("writing half of the shards")
     with ShardFolder.create_or_resume(FOLDER, request) as folder:
         spans = list(folder.pending())
         lap("restarting with half of the shards there")
         assert len(spans) == -(-options.n // options.shard_size) - half
-        write(folder, spans)
+        write(folder, spans, blank)
         lap("writing the rest")
         folder.finish()
         lap("finishing: one manifest from all sidecars")

@@ -274,8 +274,8 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
     every solver here ends on the clean image.
     Raises SynthfastError where the model or its sampling needs what is not supported.
     """
-    class_name = config.get("_class_name", "DDPMScheduler")
-    if str(class_name) not in _SCHEDULER_DEFAULTS:
+    class_name = str(config.get("_class_name", "DDPMScheduler"))
+    if class_name not in _SCHEDULER_DEFAULTS:
         raise SynthfastError(
             f"scheduler_config.json: expected the scheduler of a discrete DDPM model, found {class_name}; pass a "
             f"model whose scheduler is one of {', '.join(_SCHEDULER_DEFAULTS)}"
@@ -290,7 +290,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> VP:
         "clip_sample_range": 1.0,
         "variance_type": "fixed_small",
         "steps_offset": 0,
-        **_SCHEDULER_DEFAULTS[str(class_name)],
+        **_SCHEDULER_DEFAULTS[class_name],
         **config,
     }
     trained = values.get("trained_betas")

@@ -98,7 +98,7 @@ def generate(config: SampleConfig, ranks: Ranks, report: Callable[[Progress], No
     folder = _open(config.out, request, options, ranks)
     with folder:
         # Rank 0 looks for all: on network file systems others may see an older folder.
-        pending = ranks.broadcast(ranks.on_first(lambda: list(folder.pending()))) or []
+        pending = ranks.from_first(lambda: list(folder.pending()))
         to_make = sum(span.count for span in pending)
         meter = _Meter(config.n, to_make, ranks, report)
         mine = pending[ranks.rank :: ranks.world_size]

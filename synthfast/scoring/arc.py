@@ -190,7 +190,7 @@ def _has_learned(first: Measured, sets: TrainingSets, settings: DiscriminatorSet
     Then the same training must learn a few images of each kind by heart, which any network can that learns at all.
     """
     held = len(first.outcomes.real) + len(first.outcomes.synthetic)
-    if _point(first).at_chance and first.best_step == settings.steps:  # it was still getting better
+    if _point(first).at_chance and _unfinished(first, settings):
         return False
     if learned(first.outcomes.success(), held, first.training_accuracy):
         return True
@@ -200,6 +200,11 @@ def _has_learned(first: Measured, sets: TrainingSets, settings: DiscriminatorSet
         sets.real[:_BY_HEART], sets.synthetic[:_BY_HEART], sets.real_validation, sets.synthetic_validation
     )
     return learned(0.0, held, train_discriminator(few, 0.0, settings).training_accuracy)
+
+
+def _unfinished(measured: Measured, settings: DiscriminatorSettings) -> bool:
+    """Whether training still made progress in the last of all steps that it may take."""
+    return measured.best_step == settings.steps
 
 
 def _curve(
@@ -298,7 +303,7 @@ def _warnings(
     unfinished = [
         f"{eps:.4g}"
         for eps, radius in zip(curve.eps, curve.measured, strict=True)
-        if radius is not None and radius.best_step == settings.training.steps
+        if radius is not None and _unfinished(radius, settings.training)
     ]
     if unfinished:
         lines.append(f"training still made progress in its last step at eps {', '.join(unfinished)}; raise --steps")

@@ -98,9 +98,9 @@ def fid_result(
             pair = gathered(real, items[0]), gathered(synthetic, items[1])
             pieces.append(pair)
             if _enough(name, items, _LEAST, warnings):
-                groups[name] = _on_first(ranks, lambda pair=pair: _fid_scores(*pair, config))
+                groups[name] = ranks.from_first(lambda pair=pair: _fid_scores(*pair, config))
         one, two = (together([pair[side] for pair in pieces], config.kid_n) for side in (0, 1))
-    scores: dict[str, Any] = {"metrics": _on_first(ranks, lambda: _fid_scores(fixed or one, two, config))}
+    scores: dict[str, Any] = {"metrics": ranks.from_first(lambda: _fid_scores(fixed or one, two, config))}
     if groups:
         scores["groups"] = {"class": groups}
     if config.save_stats is not None and ranks.is_first:
@@ -130,14 +130,14 @@ def prdc_result(
         inputs.features.compute(images, ranks, config.batch_size, count).to(ranks.device)
         for images in (inputs.real, inputs.synthetic)
     )
-    metrics = _on_first(ranks, lambda: prdc(real, fake, config.k).entries(config.seed))
+    metrics = ranks.from_first(lambda: prdc(real, fake, config.k).entries(config.seed))
     scores: dict[str, Any] = {"metrics": metrics}
     warnings: list[str] = []
     groups: dict[str, Any] = {}
     for name, *items in _classes(inputs.real, inputs.synthetic) if config.per_class else ():
         if _enough(name, items, config.k + 1, warnings):
             one, two = real[items[0]], fake[items[1]]
-            groups[name] = _on_first(ranks, lambda one=one, two=two: prdc(one, two, config.k).entries(config.seed))
+            groups[name] = ranks.from_first(lambda one=one, two=two: prdc(one, two, config.k).entries(config.seed))
     if groups:
         scores["groups"] = {"class": groups}
     scores |= {"features": _facts(inputs.features), "warnings": warnings}
@@ -245,11 +245,6 @@ def _counter(inputs: _Inputs, ranks: Ranks, report: Report | None) -> Callable[[
             report(Progress(done, max(done, total)))
 
     return count
-
-
-def _on_first(ranks: Ranks, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """``make()`` by the first rank, for all."""
-    return ranks.broadcast(make() if ranks.is_first else {})
 
 
 def _facts(features: Features) -> dict[str, Any]:

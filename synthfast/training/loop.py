@@ -130,11 +130,11 @@ class Job(ABC):
             # Between checkpoints rank 0 reports its own values, so that no rank waits for another.
             if at_checkpoint or (ranks.is_first and time.perf_counter() - clock > _REPORT_EVERY):
                 table = torch.stack(taken).reshape(len(taken), -1)
-                values = table[-_MEAN_OF:].mean(0).tolist()
-                loss = float(table[:, 0].mean())
+                # The last one is of all steps, so that no loss that is not finite is missed.
+                means = [*table[-_MEAN_OF:].mean(0).tolist(), float(table[:, 0].mean())]
                 if at_checkpoint:
-                    values = [ranks.mean(value) for value in values]
-                    loss = ranks.mean(loss)
+                    means = [ranks.mean(value) for value in means]
+                *values, loss = means
                 # What is told at a checkpoint depends on the steps since the last one, not on the time or an interruption.
                 del taken[: None if at_checkpoint else -_MEAN_OF]
                 problem = _not_finite(loss, self.model if at_checkpoint else None)

@@ -27,18 +27,15 @@ def exclusive(folder: Path, step: int, ranks: Ranks) -> Iterator[None]:
     """
 
     def take() -> Lock:
-        lock, path = Lock(folder), folder / STATE_FILE
-        try:
-            found = _metadata(path)["step"] if path.exists() else 0
-        except SynthfastError:
-            lock.close()
-            raise
-        if found != step:
-            lock.close()
-            raise SynthfastError(
-                f"{folder}: another process has trained here since step {step} was loaded, found step {found}; run the same "
-                "command again to go on"
-            )
+        path = folder / STATE_FILE
+        with contextlib.ExitStack() as until_checked:
+            lock = until_checked.enter_context(Lock(folder))
+            if (found := _metadata(path)["step"] if path.exists() else 0) != step:
+                raise SynthfastError(
+                    f"{folder}: another process has trained here since step {step} was loaded, found step {found}; run the "
+                    "same command again to go on"
+                )
+            until_checked.pop_all()
         return lock
 
     lock = ranks.on_first(take)

@@ -84,6 +84,18 @@ def map_npy(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         raise os_error(path, error) from error
 
 
+def image_shape(dtype: np.dtype, shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
+    """(H, W, C) of an array of images in a file: uint8 [n, H, W] or [n, H, W, C] with C 1 or 3; SynthfastError for others."""
+    if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape[1:]:
+        found = f"{dtype} {list(shape)}"
+        raise SynthfastError(f"{path}: 'image' must be uint8 [n, H, W] or [n, H, W, C], found {found}; convert it")
+    _, height, width, channels = shape if len(shape) == 4 else (*shape, 1)
+    if channels not in (1, 3):
+        found = [shape[0], height, width, channels]
+        raise SynthfastError(f"{path}: 'image' must be [n, H, W, C] with C 1 or 3, found {found}; convert it")
+    return height, width, channels
+
+
 def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """The named arrays of an npz file.
 

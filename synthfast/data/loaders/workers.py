@@ -47,9 +47,8 @@ class TorchLoader(Loader):
                 yield list(asked[-1].items)
 
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="This DataLoader will create"
-            )  # more workers than CPUs, as was asked for
+            # More workers than CPUs, as was asked for.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
             data = DataLoader(
                 _Bytes(self.sets),
                 batch_sampler=_Endless(indices()),  # in our order

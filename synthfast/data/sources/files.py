@@ -84,8 +84,6 @@ class FileImages(ImageSet):
         for index in indices:
             path, file = self._open(self._files[index])
             try:
-                if isinstance(file, Path):
-                    require_file(file)
                 found.append(file.read_bytes() if isinstance(file, Path) else file.read())
             except OSError as error:
                 raise os_error(path, error) from error
@@ -111,7 +109,14 @@ class FileImages(ImageSet):
     def _open(self, name: str) -> tuple[str | Path, Path | BinaryIO]:
         """What errors call an image, and what it is decoded from; subclasses whose images lie elsewhere override both this and
         ``_title``."""
-        return self._root / name, self._root / name
+        path = self._root / name
+        try:
+            require_file(path)
+        except OSError as error:
+            raise os_error(path, error) from error
+        except ValueError as error:  # a name that no file has, from somebody's list
+            raise SynthfastError(f"{path}: not a readable image ({error}); replace or remove it") from error
+        return path, path
 
     def _title(self, name: str) -> str:
         """A short name for the image that others are compared with."""
@@ -123,8 +128,6 @@ class FileImages(ImageSet):
 
         path, file = self._open(name)
         try:
-            if isinstance(file, Path):
-                require_file(file)
             with Image.open(file) as opened:
                 if self._source_size is not None and opened.size != self._source_size:
                     raise SynthfastError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synthfast.data.formats.npy import read_npz
+from synthfast.data.formats.npy import image_shape, read_npz
 from synthfast.data.images import ArrayImages, ImageSet
 from synthfast.data.shards.manifest import MANIFEST
 from synthfast.data.shards.shard_set import ShardSet
@@ -113,16 +113,8 @@ def open_npz(path: Path, name: str) -> ImageSet:
         raise SynthfastError(f"{path}: no such npz file; check the path")
     arrays = read_npz(path, ("image",), ("label",))
     image = arrays["image"]
-    if image.dtype != np.uint8 or image.ndim not in (3, 4):
-        found = f"{image.dtype} {list(image.shape)}"
-        raise SynthfastError(f"{path}: 'image' must be uint8 [n, H, W] or [n, H, W, C], found {found}; convert it")
-    if image.ndim == 3:
-        image = image[..., None]
-    if image.shape[3] not in (1, 3) or 0 in image.shape[1:3]:
-        raise SynthfastError(
-            f"{path}: 'image' must be [n, H, W, C] with C 1 or 3, found {list(image.shape)}; convert it"
-        )
-    return ArrayImages(name, [image], arrays.get("label"))
+    image_shape(image.dtype, image.shape, path)
+    return ArrayImages(name, [image if image.ndim == 4 else image[..., None]], arrays.get("label"))
 
 
 def _open_named(name: str, split: str, data_dir: Path, download: bool, image_size: int | None) -> ImageSet:

@@ -35,9 +35,8 @@ _SLACK = 1 / 16  # of the limit, between two listings
 _HINT = "free some space, or set SYNTHFAST_CACHE to a folder elsewhere"
 
 _asked_for: set[Path] = set()
-_in_use: dict[
-    Path, float
-] = {}  # by cache, what it held when no more could be removed, because this process uses the rest
+# By cache, what it held when no more could be removed, because this process uses the rest.
+_in_use: dict[Path, float] = {}
 
 
 class Wanted(Protocol):

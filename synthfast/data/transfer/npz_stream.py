@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from synthfast.artifacts import Lock, commit_temporary, make_folder, open_temporary, os_error, temporary_path
-from synthfast.data.formats.npy import NpyHeader, npy_header, read_header
+from synthfast.data.formats.npy import NpyHeader, image_shape, npy_header, read_header
 from synthfast.data.images import ImageSet
 from synthfast.data.shards.manifest import require_same
 from synthfast.data.transfer.copying import Copied, Report, chunks
@@ -54,7 +54,7 @@ class NpzStream(ImageSet):
                 raise SynthfastError(f"{path}: expected an array 'image', found {found:.200}; rename or add it")
             self._members = {name: member for name, member in members.items() if member is not None}
             self._stream, header = self._open("image")
-            shape = _image_shape(header, path)
+            shape = image_shape(header.dtype, header.shape, path)
             labels = self._labels(header.shape[0]) if "label" in self._members else None
         super().__init__(name, shape, header.shape[0], labels)
         self._row = int(np.prod(shape))
@@ -183,16 +183,6 @@ def _note(path: Path) -> dict[str, Any]:
     except (OSError, zipfile.BadZipFile, ValueError):
         pass  # the same line serves for all of them
     raise UsageError(f"{path}: is there already and no npz file of this command; remove it or choose another --out")
-
-
-def _image_shape(header: NpyHeader, path: Path) -> tuple[int, int, int]:
-    shape = (*header.shape, 1) if len(header.shape) == 3 else header.shape
-    if header.dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
-        found = f"{header.dtype} {list(header.shape)}"
-        raise SynthfastError(f"{path}: 'image' must be uint8 [n, H, W] or [n, H, W, C], found {found}; convert it")
-    if shape[3] not in (1, 3):
-        raise SynthfastError(f"{path}: 'image' must be [n, H, W, C] with C 1 or 3, found {list(shape)}; convert it")
-    return shape[1], shape[2], shape[3]
 
 
 def _runs(ascending: np.ndarray) -> Iterator[tuple[int, int]]:
