@@ -80,7 +80,7 @@ def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(
             running = start(copy, *words)
             while number % 3 and not running.ended and looks(copy) == before:
                 begun = time.monotonic() - running.started
-            moment = begun + 0.8**attempt * part * max(seconds - begun, 0.01)
+            moment = begun + 0.6**attempt * part * max(seconds - begun, 0.01)
             while time.monotonic() - running.started < moment and not running.ended:
                 time.sleep(0.001)
             if not running.ended:
